@@ -1,0 +1,1 @@
+"""The `aimx` command: one file per noun."""

@@ -1,0 +1,4 @@
+"""The HTTP side: messages, traces, workflows, audit proofs, health and metrics, for people and programs.
+
+Reads. Delivers nothing and decides nothing about mail.
+"""
