@@ -1,0 +1,301 @@
+"""Every setting of a node, in one typed model.
+
+Sources, later ones win: defaults, ``aimx.toml``, ``AIMX_*`` environment (``AIMX_SMTP__MAX_SIZE=1000000``), command-line
+flags. `load` raises `SettingError` with one line that names the setting and says how to mend it.
+"""
+
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+KIB = 1024
+MIB = 1024 * KIB
+
+
+class SettingError(ValueError):
+    """A wrong setting. The text is one line: the setting's name, what is wrong, what to do."""
+
+
+class Endpoint(NamedTuple):
+    """Where a listener binds. Port 0 asks the system for a free one."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
+    def is_loopback(self) -> bool:
+        return self.host == "localhost" or ip_address(self.host).is_loopback
+
+
+def _endpoint(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    host, colon, port = value.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not colon or not host or not port.isdigit() or int(port) > 65535:
+        raise ValueError(f"{value!r} is not HOST:PORT; write for example 127.0.0.1:2525")
+    if host != "localhost":
+        try:
+            ip_address(host)
+        except ValueError:
+            raise ValueError(f"{host!r} is not an IP address; write for example 127.0.0.1:{port}") from None
+    return Endpoint(host, int(port))
+
+
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
+_UNIT = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def _duration(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    match = _DURATION.fullmatch(value.strip())
+    if match is None:
+        raise ValueError(f"{value!r} is not a duration; write for example 500ms, 30s, 15m, 4h or 2d")
+    return float(match[1]) * _UNIT[match[2]]
+
+
+def _domain(value: str) -> str:
+    if len(value) > 255 or not re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,62})(\.[a-z0-9]([a-z0-9-]{0,62}))*", value.lower()):
+        raise ValueError(f"{value!r} is not a domain name; write for example fabric.local")
+    return value.lower()
+
+
+Address = Annotated[Endpoint, BeforeValidator(_endpoint)]
+Seconds = Annotated[float, BeforeValidator(_duration), Field(gt=0)]
+"""A duration in seconds; in text `500ms`, `30s`, `15m`, `4h`, `2d`."""
+DomainName = Annotated[str, AfterValidator(_domain)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Listen(_Section):
+    """The doors. Loopback and unprivileged until told otherwise."""
+
+    smtp: Address = Endpoint("127.0.0.1", 2525)
+    smtps: Address = Endpoint("127.0.0.1", 2465)
+    imap: Address = Endpoint("127.0.0.1", 2143)
+    imaps: Address = Endpoint("127.0.0.1", 2993)
+    http: Address = Endpoint("127.0.0.1", 8443)
+
+
+class LoopLimits(_Section):
+    """When the loop guard warns and refuses (trace-context-over-mail: loops). Zero or None switches a rule off."""
+
+    warn_depth: int = Field(16, ge=0)
+    warn_repeats: int = Field(3, ge=0)
+    max_depth: int = Field(64, ge=0)
+    max_repeats: int = Field(6, ge=0)
+    max_alternations: int = Field(12, ge=0)
+    budget: int | None = Field(None, ge=1, description="messages a workflow may have in all")
+    deadline: Seconds | None = Field(None, description="how long after its first message a workflow may go on")
+
+
+class Domain(_Section):
+    """One served domain."""
+
+    loop: LoopLimits | None = None
+
+
+class Smtp(_Section):
+    max_size: int = Field(50 * MIB, ge=64 * KIB, description="octets of one message (RFC 1870)")
+    max_recipients: int = Field(1000, ge=100, description="RFC 5321 §4.5.3.1.8 asks for at least 100")
+    max_commands: int = Field(10_000, ge=10, description="commands without a mail in one session")
+    max_errors: int = Field(10, ge=1)
+    max_connections_per_address: int = Field(2_000, ge=1)
+    idle_timeout: Seconds = 300.0
+    data_timeout: Seconds = Field(600.0, description="from DATA to the final dot, extended by steady progress")
+    min_rate: int = Field(1 * KIB, ge=1, description="octets a second below which an upload is cut")
+    byte_budget: int = Field(256 * MIB, ge=MIB, description="message octets in memory over all sessions; then 452")
+
+
+class Imap(_Section):
+    max_line: int = Field(64 * KIB, ge=8 * KIB)
+    max_literal: int = Field(50 * MIB, ge=64 * KIB)
+    max_errors: int = Field(20, ge=1)
+    max_connections_per_address: int = Field(20_000, ge=1)
+    login_timeout: Seconds = 60.0
+    idle_timeout: Seconds = Field(1800.0, description="RFC 3501 §5.4: at least 30 minutes")
+
+
+class SignIn(_Section):
+    """Authentication failures: slow, counted, throttled."""
+
+    delay: Seconds = Field(1.0, description="before every failed answer")
+    max_failures: int = Field(
+        10, ge=1, description="per address and per account within the window; then refused unheard"
+    )
+    window: Seconds = 300.0
+    iterations: int = Field(4096, ge=4096, description="PBKDF2 rounds for SCRAM-SHA-256 (RFC 7677 §4: at least 4096)")
+
+
+class Delivery(_Section):
+    """Retry: delay(n) = min(max_delay, first_delay · factor^(n-1)) · (1 ± jitter), until the deadline."""
+
+    first_delay: Seconds = 1.0
+    factor: float = Field(2.0, ge=1)
+    max_delay: Seconds = 900.0
+    jitter: float = Field(0.2, ge=0, lt=1)
+    deadline: Seconds = Field(2 * 86400.0, description="after which the sender gets a DSN")
+    lease: Seconds = 60.0
+    concurrency: int = Field(16, ge=1)
+
+
+class Audit(_Section):
+    integrate_within: Seconds = 0.2
+    checkpoint_every: Seconds = 1.0
+    heartbeat_every: Seconds = 3600.0
+    max_lag: Seconds = Field(30.0, description="outbox older than this: SMTP answers 451")
+
+
+class Trace(_Section):
+    max_idle: Seconds = Field(900.0, description="an attempt later than this after the last starts a new, linked trace")
+
+
+class Rule(_Section):
+    """One `[[route]]`: every condition given must hold; the first rule that holds decides.
+
+    Patterns are shell globs (`*`, `?`, `[…]`), case-insensitive. `to` is `mailbox:NAME`, `pool:NAME` or `list:NAME`.
+    """
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}$")
+    recipient: str | None = None
+    sender: str | None = None
+    workflow: str | None = None
+    agent: str | None = None
+    header: dict[str, str] = Field(default_factory=dict)
+    content_type: str | None = None
+    larger_than: int | None = Field(None, ge=0)
+    smaller_than: int | None = Field(None, ge=1)
+    to: str | None = Field(None, pattern=r"^(mailbox|pool|list):.+$")
+    refuse: str | None = Field(None, max_length=200)
+    priority: int | None = Field(None, ge=-9, le=9)
+
+    @model_validator(mode="after")
+    def _one_outcome(self) -> "Rule":
+        if self.to is not None and self.refuse is not None:
+            raise ValueError(f"route {self.name!r} has both `to` and `refuse`; keep one")
+        if self.to is None and self.refuse is None and self.priority is None:
+            raise ValueError(f"route {self.name!r} does nothing; give it `to`, `refuse` or `priority`")
+        return self
+
+
+class Group(_Section):
+    """The members of a pool or a list: agents' addresses or bare names of the default domain."""
+
+    members: list[str] = Field(min_length=1)
+
+
+class Settings(_Section):
+    """All settings. The routing part (`routes`, `pools`, `lists`) is read again when the file changes."""
+
+    data: Path = Path("./aimx-data")
+    config: Path | None = None
+    ready_file: Path | None = None
+    node: str = Field("n1", pattern=r"^[a-z0-9-]{1,32}$", description="this node's name in leaves and headers")
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    listen: Listen = Listen()
+    domain: dict[DomainName, Domain] = Field(default_factory=dict)
+    smtp: Smtp = Smtp()
+    imap: Imap = Imap()
+    sign_in: SignIn = SignIn()
+    delivery: Delivery = Delivery()
+    audit: Audit = Audit()
+    trace: Trace = Trace()
+    loop: LoopLimits = LoopLimits()
+    workflow: dict[str, LoopLimits] = Field(default_factory=dict, description="loop limits by workflow pattern")
+    routes: list[Rule] = Field(default_factory=list, alias="route")
+    pools: dict[str, Group] = Field(default_factory=dict, alias="pool")
+    lists: dict[str, Group] = Field(default_factory=dict, alias="list")
+
+    @model_validator(mode="after")
+    def _targets_exist(self) -> "Settings":
+        groups = {"pool": self.pools, "list": self.lists}
+        for rule in self.routes:
+            kind, _, name = (rule.to or "").partition(":")
+            if name not in groups.get(kind, name):
+                raise ValueError(
+                    f"route {rule.name!r} goes to {kind} {name!r}, which is not there; add [{kind}.{name}]"
+                )
+        return self
+
+    @property
+    def domains(self) -> tuple[str, ...]:
+        """The served domains; the first is the default one, in which bare agent names live."""
+        return tuple(self.domain) or (DEFAULT_DOMAIN,)
+
+
+DEFAULT_DOMAIN = "fabric.local"
+_PREFIX = "AIMX_"
+_NOT_SETTINGS = {"AIMX_URL", "AIMX_ADDRESS", "AIMX_PASSWORD", "AIMX_CA"}
+"""Environment names that belong to the SDK, not to a node."""
+
+
+def load(flags: Mapping[str, Any] | None = None, environ: Mapping[str, str] | None = None) -> Settings:
+    """Settings from file, environment and flags. `flags` is nested like the model; None values are left out."""
+    env = _from_environment(os.environ if environ is None else environ)
+    given = _without_none(flags or {})
+    path = given.get("config") or env.get("config")
+    merged = _merge(_merge(_from_file(Path(path)) if path else {}, env), given)
+    try:
+        return Settings.model_validate(merged)
+    except ValidationError as error:
+        raise SettingError(_explain(error)) from None
+
+
+def _from_file(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            return tomllib.load(file)
+    except FileNotFoundError:
+        raise SettingError(f"config: there is no file {str(path)!r}; create it or leave --config out") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingError(f"config: {str(path)!r} is not valid TOML: {error}") from None
+    except OSError as error:
+        raise SettingError(f"config: {str(path)!r} cannot be read: {error.strerror}") from None
+
+
+def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in environ.items():
+        if not name.startswith(_PREFIX) or name in _NOT_SETTINGS:
+            continue
+        *sections, last = name.removeprefix(_PREFIX).lower().split("__")
+        place = found
+        for section in sections:
+            place = place.setdefault(section, {})
+        place[last] = value
+    return found
+
+
+def _without_none(flags: Mapping[str, Any]) -> dict[str, Any]:
+    kept = {name: _without_none(value) if isinstance(value, Mapping) else value for name, value in flags.items()}
+    return {name: value for name, value in kept.items() if value is not None and value != {}}
+
+
+def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for name, value in above.items():
+        inner = merged.get(name)
+        merged[name] = _merge(inner, value) if isinstance(inner, dict) and isinstance(value, Mapping) else value
+    return merged
+
+
+def _explain(error: ValidationError) -> str:
+    first = error.errors(include_url=False)[0]
+    name = ".".join(str(part) for part in first["loc"]) or "settings"
+    if first["type"] == "extra_forbidden":
+        return f"{name}: there is no such setting; take it out or mend its spelling"
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{name}: {message[:1].lower()}{message[1:]}"
