@@ -97,6 +97,8 @@ class EventRow:
     """Canonical JSON as it will stand in the log."""
     ref: str | None = None
     """The message's eid, where the event is about exactly one."""
+    messages: tuple[str, ...] = ()
+    """The messages' eids, where it is about several (one IMAP command). `events_of` finds it by each of them."""
     agent: str | None = None
     """Who caused it, where that is an agent or `admin`."""
     key: bytes | None = None
@@ -190,7 +192,7 @@ class Target:
     internal_ms: int | None = None
     """Internal date; None: the message's `t_ms`."""
     queueable: bool = True
-    """False (APPEND): refuse with NotFound or OverQuota instead of buffering, and ignore the limit on unacknowledged."""
+    """False (APPEND): raise NotFound or OverQuota instead of buffering; the limit on unacknowledged does not apply."""
 
 
 class MailboxKey(NamedTuple):
@@ -594,7 +596,7 @@ class Store(Protocol):
 
     async def status(self, keys: Sequence[MailboxKey]) -> dict[MailboxKey, Status]: ...
     async def select(self, key: MailboxKey, claim_recent: bool) -> Snapshot:
-        r"""Raises NotFound. `claim_recent`: the new messages stop being \Recent for later sessions (SELECT, not EXAMINE)."""
+        r"""Raises NotFound. `claim_recent` (SELECT, not EXAMINE): what is new stops being \Recent for later sessions."""
 
     async def changes(self, key: MailboxKey, since_modseq: int, claim_recent: bool = False) -> Changes: ...
     async def fetch(self, key: MailboxKey, uids: Ranges, *, header: bool = False, body: int = 0) -> list[Row]:
@@ -646,7 +648,7 @@ class Store(Protocol):
 
     async def events_after(self, seq: int, limit: int) -> list[StoredEvent]: ...
     async def events_of(self, eid: str) -> list[StoredEvent]:
-        """Of one message, in order. Commands on several messages are found through their detail's `messages`."""
+        """Of one message (as `ref` or among `messages`), in order."""
 
     async def events_of_trace(self, trace_id: bytes, limit: int = 10_000) -> list[StoredEvent]: ...
 
