@@ -1,0 +1,66 @@
+"""Checkpoints: what a log says of itself, in three lines, signed (https://c2sp.org/tlog-checkpoint)."""
+
+import base64
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from aimx.tlog import note
+from aimx.tlog.errors import FormatError, ProofError
+from aimx.tlog.note import Note, Signer, Verified, Verifier
+from aimx.tlog.tree import HASH_SIZE
+
+
+class Checkpoint(NamedTuple):
+    """A log's name, how many leaves it holds, the root over them, and extension lines (C2SP advises against any)."""
+
+    origin: str
+    size: int
+    root: bytes
+    extensions: tuple[str, ...] = ()
+
+    def text(self) -> str:
+        lines = (self.origin, str(self.size), base64.b64encode(self.root).decode(), *self.extensions)
+        return "".join(line + "\n" for line in lines)
+
+
+def parse(text: str) -> Checkpoint:
+    """Read a note's text as a checkpoint. Raises FormatError."""
+    lines = text.split("\n")
+    if lines[-1] != "" or len(lines) < 4 or not all(lines[:-1]):
+        raise FormatError("a checkpoint has at least three lines, none of them empty")
+    origin, size, root = lines[:3]
+    if not (size.isascii() and size.isdecimal()) or len(size) > 20 or (size[0] == "0" and size != "0"):
+        raise FormatError("a checkpoint's size is a decimal number without leading zeros")
+    digest = note.decode64(root)
+    if len(digest) != HASH_SIZE:
+        raise FormatError("a checkpoint's root has 32 octets")
+    return Checkpoint(origin, int(size), digest, tuple(lines[3:-1]))
+
+
+def sign(checkpoint: Checkpoint, signers: Iterable[Signer]) -> Note:
+    """The signed note that publishes `checkpoint`. Never sign two that contradict each other: the caller's duty."""
+    return note.sign(checkpoint.text(), signers)
+
+
+class Opened(NamedTuple):
+    """A checkpoint whose log signature holds, the note it came in, and every signature that was checked."""
+
+    checkpoint: Checkpoint
+    note: Note
+    signatures: list[Verified]
+
+
+def open_signed(data: str | bytes, log: Verifier, cosigners: Sequence[Verifier] = ()) -> Opened:
+    """Parse a signed checkpoint and check the log's own signature and those of known `cosigners`.
+
+    Raises FormatError for a malformed note, ProofError when the log has not signed it, a known signature does not
+    hold, or it speaks of another log.
+    """
+    parsed = note.parse(data)
+    checkpoint = parse(parsed.text)
+    if checkpoint.origin != log.name:
+        raise ProofError(f"a checkpoint of {checkpoint.origin}, not of {log.name}")
+    signatures = note.verify(parsed, [log, *cosigners])
+    if not any(verified.verifier == log for verified in signatures):
+        raise ProofError(f"{log.name} has not signed this checkpoint")
+    return Opened(checkpoint, parsed, signatures)
