@@ -1,0 +1,213 @@
+"""Spans, cheap enough to make seven for every mail.
+
+A `Tracer` without a sink makes ids and nothing else: headers and audit leaves need them also when nobody collects spans.
+With a sink, a finished and sampled span is handed over as it is; encoding and sending happen on another thread (`export`).
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from enum import IntEnum
+from os import urandom
+from types import TracebackType
+from typing import Protocol
+
+from aimx.telemetry.context import KNOWN_FLAGS, RANDOM, SAMPLED, Context
+
+SpanContext = Context
+
+AttributeValue = str | bool | int | float | Sequence[str]
+Attributes = dict[str, AttributeValue]
+
+MAX_LINKS = 128
+MAX_EVENTS = 128
+
+
+class Kind(IntEnum):
+    """OTLP's numbers."""
+
+    INTERNAL = 1
+    SERVER = 2
+    CLIENT = 3
+    PRODUCER = 4
+    CONSUMER = 5
+
+
+INTERNAL, SERVER, CLIENT, PRODUCER, CONSUMER = Kind
+
+
+class Sink(Protocol):
+    """Takes finished spans; must neither block nor raise."""
+
+    def take(self, span: "Span") -> None: ...
+
+
+class Sampler(Protocol):
+    """Decides for one span: record it or not."""
+
+    def __call__(self, trace_id: bytes, parent: Context | None) -> bool: ...
+
+
+class Span:
+    """One piece of work. Ends once; what is said after the end is ignored by the exporter.
+
+    `attributes`, `events` and `links` may be written directly. Times are Unix nanoseconds.
+    """
+
+    __slots__ = (
+        "attributes",
+        "description",
+        "dropped_links",
+        "end_ns",
+        "error_type",
+        "events",
+        "kind",
+        "links",
+        "name",
+        "parent",
+        "sampled",
+        "span_id",
+        "start_ns",
+        "trace_id",
+        "tracer",
+    )
+
+    def __init__(
+        self,
+        tracer: "Tracer",
+        name: str,
+        kind: Kind,
+        trace_id: bytes,
+        span_id: bytes,
+        parent: Context | None,
+        sampled: bool,
+        attributes: Attributes | None,
+        start_ns: int,
+    ) -> None:
+        self.tracer = tracer
+        self.name = name
+        self.kind = kind
+        self.trace_id = trace_id
+        self.span_id = span_id
+        self.parent = parent
+        self.sampled = sampled
+        self.attributes: Attributes = {} if attributes is None else attributes
+        self.start_ns = start_ns
+        self.end_ns = 0
+        self.events: list[tuple[str, int, Mapping[str, AttributeValue] | None]] | None = None
+        self.links: list[tuple[Context, Mapping[str, AttributeValue] | None]] | None = None
+        self.dropped_links = 0
+        self.error_type: str | None = None
+        self.description = ""
+
+    @property
+    def context(self) -> Context:
+        """To be continued by others: child spans, headers. Tracestate and baggage are the parent's."""
+        parent = self.parent
+        if parent is None:
+            return Context(self.trace_id, self.span_id, RANDOM | self.sampled)
+        flags = (parent.flags & KNOWN_FLAGS & ~SAMPLED) | self.sampled
+        return Context(self.trace_id, self.span_id, flags, parent.tracestate, parent.baggage)
+
+    def child(
+        self,
+        name: str,
+        kind: Kind = INTERNAL,
+        *,
+        links: Sequence[Context] = (),
+        attributes: Attributes | None = None,
+        start_ns: int | None = None,
+    ) -> "Span":
+        return self.tracer.start(name, kind, self.context, links=links, attributes=attributes, start_ns=start_ns)
+
+    def set(self, key: str, value: AttributeValue) -> None:
+        self.attributes[key] = value
+
+    def event(self, name: str, attributes: Mapping[str, AttributeValue] | None = None, t_ns: int | None = None) -> None:
+        """Something that happened at a moment; at most 128 are kept."""
+        if not self.sampled:
+            return
+        if self.events is None:
+            self.events = []
+        if len(self.events) < MAX_EVENTS:
+            self.events.append((name, time.time_ns() if t_ns is None else t_ns, attributes))
+
+    def link(self, context: Context, attributes: Mapping[str, AttributeValue] | None = None) -> None:
+        """A span elsewhere that this one belongs with; at most 128 are kept, the rest is counted."""
+        if not self.sampled:
+            return
+        if self.links is None:
+            self.links = []
+        if len(self.links) < MAX_LINKS:
+            self.links.append((context, attributes))
+        else:
+            self.dropped_links += 1
+
+    def error(self, error_type: str, description: str = "") -> None:
+        """Status ERROR. `error_type` is low-cardinality (an enhanced code, `timeout`); no exception texts, no addresses."""
+        self.error_type = error_type
+        self.description = description
+
+    def end(self, end_ns: int | None = None) -> None:
+        if self.end_ns:
+            return
+        self.end_ns = time.time_ns() if end_ns is None else end_ns
+        sink = self.tracer.sink
+        if sink is not None and self.sampled:
+            sink.take(self)
+
+    def __enter__(self) -> "Span":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        if kind is not None and self.error_type is None:
+            self.error(kind.__qualname__)
+        self.end()
+
+
+def always(trace_id: bytes, parent: Context | None) -> bool:
+    return True
+
+
+def never(trace_id: bytes, parent: Context | None) -> bool:
+    return False
+
+
+class Tracer:
+    """Starts spans. Safe to use from any thread; make a new one after a fork."""
+
+    __slots__ = ("sampler", "sink")
+
+    def __init__(self, sink: Sink | None = None, sampler: Sampler = always) -> None:
+        self.sink = sink
+        self.sampler = sampler
+
+    def start(
+        self,
+        name: str,
+        kind: Kind = INTERNAL,
+        parent: Context | None = None,
+        *,
+        links: Sequence[Context] = (),
+        attributes: Attributes | None = None,
+        start_ns: int | None = None,
+    ) -> Span:
+        """A span that begins now (or at `start_ns`); `parent=None` begins a trace. The attribute dict becomes the span's own."""
+        if parent is None:
+            random = urandom(24)
+            trace_id, span_id = random[:16], random[16:]
+        else:
+            trace_id, span_id = parent.trace_id, urandom(8)
+        span = Span(
+            self,
+            name,
+            kind,
+            trace_id,
+            span_id,
+            parent,
+            self.sampler(trace_id, parent),
+            attributes,
+            time.time_ns() if start_ns is None else start_ns,
+        )
+        for context in links:
+            span.link(context)
+        return span
