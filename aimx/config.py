@@ -215,6 +215,7 @@ class Settings(_Section):
     trace: Trace = Trace()
     loop: LoopLimits = LoopLimits()
     workflow: dict[str, LoopLimits] = Field(default_factory=dict, description="loop limits by workflow pattern")
+    agent: dict[str, LoopLimits] = Field(default_factory=dict, description="loop limits by agent pattern")
     routes: list[Rule] = Field(default_factory=list, alias="route")
     pools: dict[str, Group] = Field(default_factory=dict, alias="pool")
     lists: dict[str, Group] = Field(default_factory=dict, alias="list")

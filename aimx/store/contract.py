@@ -179,7 +179,9 @@ class Target:
     original: str
     """The envelope recipient that led here."""
     span: SpanRef
-    """Parent of the delivery: the route hop, or the enqueue span."""
+    """The enqueue span, parent of every later attempt."""
+    attempt: SpanRef
+    """The span of attempt 1, which is made in the accepting commit: `Due.previous` of the second one."""
     queue: str = "mailbox"
     """Low-cardinality label: `mailbox`, or the pool's or list's name."""
     transport: str = "mailbox"
@@ -244,6 +246,8 @@ class Due:
     next_ms: int
     """When the next one will be, if this one fails."""
     origin: SpanRef
+    key: bytes | None
+    """What the message's events are committed under; None once it is erased."""
     previous: SpanRef | None
     last_ms: int
     """When the previous attempt was made."""
