@@ -1,4 +1,5 @@
 """Who is who: domains, agents, credentials, sign-in throttling, certificates.
 
-Decides whether a secret proves an agent. Knows nothing of messages or protocols beyond SASL.
+Decides whether a secret proves an agent, and whose name an agent may send under. Knows SASL, the agents part of the
+store, and files in the data folder. Knows nothing of messages, SMTP or IMAP.
 """
