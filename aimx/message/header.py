@@ -1,7 +1,7 @@
 """The header block of a message: parsed once, in one linear pass, without ever losing a byte.
 
-A field is kept as the bytes that arrived; text is made of it only when somebody asks. Interpreting garbage must never lose
-a mail, so nothing here raises on what a peer sent: a line that is no field is kept as a field without a name.
+A field is kept as the bytes that arrived; text is made of it only when somebody asks. Interpreting garbage must never
+lose a mail, so nothing here raises on what a peer sent: a line that is no field is kept as a field without a name.
 
 Where the block ends: at the first empty line; in a message without one, before the first line that is neither field
 nor continuation. A line ends with LF (CRLF or bare); a bare CR is content.
@@ -18,8 +18,8 @@ from typing import NamedTuple
 MAX_HEADER_BYTES = 1 << 20
 """When no empty line comes by then, `HeaderBlock.overlong` says so: refuse such a message."""
 
-# One logical line: a name and colon if it has them, the rest, its continuations. Every repetition is possessive and every
-# branch consumes, so matching is linear whatever the input. Field names: RFC 5322 §2.2; space before the colon: §4.5.
+# One logical line: a name and colon if it has them, the rest, its continuations. Every repetition is possessive and
+# every branch consumes, so matching is linear whatever the input. Field names: RFC 5322 §2.2; space before the colon: §4.5.
 _LINE = re.compile(rb"(?:([!-9;-~]++)[ \t]*+:)?+[^\n]*+(?:\n[ \t][^\n]*+)*+\n?+")
 _FOLD = re.compile(r"\r*\n(?=[ \t])")
 # RFC 2047 §2. Classes exclude the delimiters, so a failed match costs no more than the text up to the next "?".
@@ -70,11 +70,11 @@ class HeaderBlock:
         # No empty line within the limit: the fields go as far as lines look like fields.
         pos, size = 0, min(len(data), limit)
         while pos < size:
-            match = _LINE.match(data, pos)
-            if match is None or match.group(1) is None:
+            line = _LINE.match(data, pos)
+            if line is None or line.group(1) is None:
                 break
-            fields.append(Field(match.group(1).lower(), match.group()))
-            pos = match.end()
+            fields.append(Field(line.group(1).lower(), line.group()))
+            pos = line.end()
         block = cls(fields, b"", overlong=len(data) > limit)
         block._opens_with_space = data[:1] in (b" ", b"\t")
         return block, pos

@@ -1,8 +1,8 @@
 """Identifiers: event and message ids (ULID), and Message-IDs that carry a trace through servers which strip headers.
 
-A minted Message-ID reads `<trace.span.nonce.mac@domain>`, all lowercase hex: the trace can be read off in any mail log, the
-nonce keeps two messages of one span apart, and the MAC (HMAC-SHA-256, 64 bits kept) proves that we wrote it. A valid MAC
-says only "this context was ours"; who may continue it is for the caller to decide.
+A minted Message-ID reads `<trace.span.nonce.mac@domain>`, all lowercase hex: the trace can be read off in any mail log,
+the nonce keeps two messages of one span apart, and the MAC (HMAC-SHA-256, 64 bits kept) proves that we wrote it. A valid
+MAC says only "this context was ours"; who may continue it is for the caller to decide.
 """
 
 import hmac
@@ -26,7 +26,7 @@ _last_prefix = ""
 
 
 def new_eid(t_ms: int | None = None) -> str:
-    """A ULID of 26 characters. Ids made by one process sort in the order they were made, also when the clock steps back."""
+    """A ULID, 26 characters. Ids of one process sort in the order they were made, also when the clock steps back."""
     global _last_ms, _last_random, _last_prefix
     now = time.time_ns() // 1_000_000 if t_ms is None else t_ms
     with _lock:

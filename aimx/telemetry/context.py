@@ -1,7 +1,8 @@
 """Trace context in mail headers: read strictly, written so that every mail library reads it back, chosen by one rule.
 
-Formats: W3C Trace Context level 2 (traceparent, tracestate) and W3C Baggage. What is special to mail: a value may arrive folded
-or as RFC 2047 words (both undone before reading), and a list is written with ", " between members so that it folds.
+Formats: W3C Trace Context level 2 (traceparent, tracestate) and W3C Baggage. What is special to mail: a value may arrive
+folded or as RFC 2047 words (both undone before reading), and a list is written with ", " between members so that it
+folds.
 """
 
 import re
@@ -103,7 +104,7 @@ def read(headers: HeaderBlock) -> Context | Invalid:
 
 
 def clean_tracestate(values: Sequence[str]) -> str:
-    """All tracestate headers as one value, members joined by ", "; "" when any member is malformed or there are over 32.
+    """All tracestate headers as one value, members joined by ", "; "" when one is malformed or there are over 32.
 
     Of two members with one key the first (leftmost, newest) stays.
     """
@@ -254,9 +255,9 @@ def choose(
 ) -> Choice:
     """The first that applies: hop (peers only), header (agents and peers), reply, references, a new root.
 
-    `in_reply_to` and `references` are *stored* contexts that the caller found under the rule of the binding (in the replier's
-    own mailbox, or by a valid MAC for a message sent to that address). What a stranger claims becomes a link of a
-    new trace: its flags are ignored and its baggage is dropped. A trusted header that leads into another trace than the
+    `in_reply_to` and `references` are *stored* contexts that the caller found under the rule of the binding (in the
+    replier's own mailbox, or by a valid MAC for a message sent to that address). What a stranger claims becomes a
+    link of a new trace: its flags are ignored and its baggage is dropped. A trusted header that leads into another trace than the
     message it answers is linked to that one, so that neither trace loses the conversation.
     """
     inside = door is not Door.STRANGER

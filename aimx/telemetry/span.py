@@ -1,7 +1,8 @@
 """Spans, cheap enough to make seven for every mail.
 
-A `Tracer` without a sink makes ids and nothing else: headers and audit leaves need them also when nobody collects spans.
-With a sink, a finished and sampled span is handed over as it is; encoding and sending happen on another thread (`export`).
+A `Tracer` without a sink makes ids and nothing else: headers and audit leaves need them also when nobody collects
+spans. With a sink, a finished and sampled span is handed over as it is; encoding and sending happen on another thread
+(`export`).
 """
 
 import time
@@ -143,7 +144,7 @@ class Span:
             self.dropped_links += 1
 
     def error(self, error_type: str, description: str = "") -> None:
-        """Status ERROR. `error_type` is low-cardinality (an enhanced code, `timeout`); no exception texts, no addresses."""
+        """Status ERROR. `error_type` is of low cardinality (an enhanced code, `timeout`): no exception text, no address."""
         self.error_type = error_type
         self.description = description
 
@@ -191,7 +192,7 @@ class Tracer:
         attributes: Attributes | None = None,
         start_ns: int | None = None,
     ) -> Span:
-        """A span that begins now (or at `start_ns`); `parent=None` begins a trace. The attribute dict becomes the span's own."""
+        """A span that begins now, or at `start_ns`; `parent=None` begins a trace. `attributes` becomes the span's own."""
         if parent is None:
             random = urandom(24)
             trace_id, span_id = random[:16], random[16:]

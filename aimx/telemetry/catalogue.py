@@ -1,0 +1,328 @@
+"""THE span catalogue and THE metric catalogue, as data.
+
+What AIMX emits is listed here and nowhere else: `docs/spans.md` is checked against it by a test, and `metrics` refuses a
+name that is not in it. Conventions: OpenTelemetry messaging (development), `messaging.system` is `aimx`. Names are of
+low cardinality: `{rule}` and the like stand for names from the configuration, never for an address, an id or a subject.
+"""
+
+import re
+from typing import NamedTuple
+
+from aimx.telemetry.span import CLIENT, CONSUMER, INTERNAL, PRODUCER, SERVER, Kind
+
+
+class SpanSpec(NamedTuple):
+    name: str
+    """Template; `{word}` is a name from the configuration."""
+    kind: Kind
+    parent: str
+    links: str
+    attributes: tuple[str, ...]
+    events: tuple[str, ...]
+    doc: str
+
+
+COMMON = (
+    "messaging.system",
+    "messaging.operation.name",
+    "messaging.message.id",
+    "messaging.message.conversation_id",
+    "gen_ai.conversation.id",
+    "gen_ai.agent.id",
+    "aimx.workflow.id",
+    "aimx.agent.id",
+    "error.type",
+)
+"""Attributes that any span about one message may carry."""
+
+_MESSAGING = ("messaging.destination.name", "messaging.operation.type")
+
+SPANS: tuple[SpanSpec, ...] = (
+    SpanSpec(
+        "send",
+        PRODUCER,
+        "the agent's current span",
+        "",
+        (*_MESSAGING, "messaging.message.body.size"),
+        (),
+        "The SDK sends a message. Its context is the creation context.",
+    ),
+    SpanSpec(
+        "send {destination}",
+        PRODUCER,
+        "the agent's current span",
+        "",
+        (*_MESSAGING, "messaging.message.body.size"),
+        (),
+        "The same to a pool or list, by its name.",
+    ),
+    SpanSpec(
+        "smtp receive",
+        SERVER,
+        "the continued context; untrusted: none",
+        "untrusted: the claimed context; a trusted header of another trace: the message it answers",
+        (
+            "messaging.message.envelope.size",
+            "messaging.batch.message_count",
+            "smtp.response.status_code",
+            "smtp.response.enhanced_code",
+            "aimx.context.source",
+            "aimx.context.trusted",
+            "aimx.context.invalid",
+            "aimx.depth",
+            "aimx.loop.detected",
+            "tls.protocol.version",
+        ),
+        ("auth", "recipient.refused", "loop.warned", "loop.refused"),
+        "One SMTP transaction, from MAIL to the reply after the data.",
+    ),
+    SpanSpec(
+        "route {rule}",
+        INTERNAL,
+        "smtp receive, or the previous route hop",
+        "",
+        (
+            "aimx.route.rule",
+            "aimx.route.decision",
+            "aimx.priority",
+            "aimx.hop.index",
+            "aimx.hop.count",
+            "aimx.loop.verdict",
+            "aimx.loop.detected",
+        ),
+        (),
+        "One routing decision: mailbox, pool member, list members, refuse.",
+    ),
+    SpanSpec(
+        "audit append",
+        INTERNAL,
+        "what caused it",
+        "",
+        ("aimx.audit.event", "aimx.audit.leaf"),
+        (),
+        "From building the leaf to the commit that makes it durable. The leaf is a prefix of its hash.",
+    ),
+    SpanSpec(
+        "enqueue {queue}",
+        PRODUCER,
+        "route",
+        "",
+        (*_MESSAGING, "aimx.queue.reason"),
+        (),
+        "One per queued recipient; its context is stored in the queue row.",
+    ),
+    SpanSpec(
+        "deliver {transport}",
+        CONSUMER,
+        "enqueue; or route, when delivered at once",
+        "creation context, previous attempt",
+        (*_MESSAGING, "aimx.delivery.attempt", "aimx.queue.wait", "aimx.outcome", "aimx.trace.rollover"),
+        ("retry.scheduled",),
+        "One attempt. Failed: status ERROR, and `retry.scheduled` says the delay and the next attempt.",
+    ),
+    SpanSpec(
+        "relay {peer}",
+        CLIENT,
+        "deliver",
+        "",
+        (
+            "server.address",
+            "server.port",
+            "tls.protocol.version",
+            "smtp.response.status_code",
+            "smtp.response.enhanced_code",
+        ),
+        (),
+        "The dialogue with another server.",
+    ),
+    SpanSpec(
+        "webhook {name}",
+        CLIENT,
+        "deliver",
+        "",
+        ("http.request.method", "http.response.status_code", "server.address", "server.port"),
+        (),
+        "The request; `traceparent` goes in it too.",
+    ),
+    SpanSpec(
+        "mailbox append",
+        INTERNAL,
+        "deliver",
+        "",
+        ("aimx.mailbox.uid", "aimx.mailbox.name"),
+        (),
+        "The entry in the mailbox.",
+    ),
+    SpanSpec(
+        "dead-letter {queue}",
+        PRODUCER,
+        "the last attempt",
+        "creation context",
+        ("aimx.queue.reason", "aimx.delivery.attempt"),
+        (),
+        "Given up; the DSN is a new message in the same trace.",
+    ),
+    *(
+        SpanSpec(
+            f"imap {command}",
+            SERVER,
+            "one message: its creation context; several: none",
+            "several: their creation contexts, at most 128",
+            (
+                "messaging.batch.message_count",
+                "aimx.pickup.latency",
+                "aimx.ack",
+                "imap.command",
+                "imap.response.status",
+            ),
+            (),
+            doc,
+        )
+        for command, doc in (
+            ("fetch", "Content of messages was read."),
+            ("store", "Flags changed; `aimx.ack` when the change acknowledged messages."),
+            ("append", "A client put a message into a mailbox."),
+            ("copy", "Messages were copied."),
+            ("move", "Messages were moved."),
+            ("expunge", "Messages were removed."),
+        )
+    ),
+    SpanSpec(
+        "audit integrate",
+        INTERNAL,
+        "none",
+        "the appends it covers, at most 128",
+        ("aimx.audit.size.before", "aimx.audit.size.after", "aimx.audit.lag", "aimx.audit.leaves"),
+        (),
+        "The sequencer put leaves into the tree.",
+    ),
+    SpanSpec(
+        "checkpoint sign",
+        INTERNAL,
+        "none",
+        "",
+        ("aimx.audit.size.after", "aimx.audit.origin"),
+        (),
+        "A tree head was signed.",
+    ),
+    SpanSpec(
+        "checkpoint witness",
+        CLIENT,
+        "checkpoint sign",
+        "",
+        ("aimx.audit.size.after", "aimx.audit.witness", "aimx.audit.verdict"),
+        (),
+        "A witness was asked to cosign.",
+    ),
+    SpanSpec(
+        "process",
+        CONSUMER,
+        "creation context (single message)",
+        "the fetch or delivery that brought it",
+        (*_MESSAGING, "messaging.message.body.size"),
+        (),
+        "The SDK's worker handles a message; what it sends meanwhile stays in the trace.",
+    ),
+    SpanSpec(
+        "ack",
+        CLIENT,
+        "process, else the creation context",
+        "",
+        _MESSAGING,
+        (),
+        "The SDK acknowledges a message.",
+    ),
+)
+
+_TEMPLATES = [
+    (
+        re.compile(
+            "".join(
+                r"[^\s{}]++" if part.startswith("{") else re.escape(part) for part in re.split(r"(\{\w+\})", s.name)
+            )
+        ),
+        s,
+    )
+    for s in SPANS
+]
+
+
+def span_spec(name: str) -> SpanSpec | None:
+    """The catalogue entry that a span's name belongs to; None for a name that AIMX must not emit."""
+    return next((spec for pattern, spec in _TEMPLATES if pattern.fullmatch(name)), None)
+
+
+# ── metrics ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+_LATENCY = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+_DELIVERY = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900, 3600, 14400, 86400)
+_STEPS = (1, 2, 3, 5, 8, 13, 21, 34, 55)
+_SIZES = (1 << 10, 1 << 12, 1 << 14, 1 << 16, 1 << 18, 1 << 20, 1 << 22, 1 << 24, 1 << 26)
+
+
+class MetricSpec(NamedTuple):
+    """`kind` is counter, gauge or histogram; `unit` is UCUM (s, By, or an annotation such as {message})."""
+
+    name: str
+    kind: str
+    unit: str
+    labels: tuple[str, ...]
+    doc: str
+    buckets: tuple[float, ...] = ()
+
+
+def _counter(name: str, unit: str, labels: tuple[str, ...], doc: str) -> MetricSpec:
+    return MetricSpec(name, "counter", unit, labels, doc)
+
+
+def _gauge(name: str, unit: str, labels: tuple[str, ...], doc: str) -> MetricSpec:
+    return MetricSpec(name, "gauge", unit, labels, doc)
+
+
+def _histogram(name: str, unit: str, labels: tuple[str, ...], doc: str, buckets: tuple[float, ...]) -> MetricSpec:
+    return MetricSpec(name, "histogram", unit, labels, doc, buckets)
+
+
+METRICS: tuple[MetricSpec, ...] = (
+    # Label values: door agent|peer|stranger|imap|http|internal; outcome delivered|deferred|failed.
+    _counter("aimx.messages.accepted", "{message}", ("door",), "Messages answered 250 (or taken by APPEND)."),
+    _counter("aimx.messages.rejected", "{message}", ("code",), "Messages or recipients refused, by enhanced code."),
+    _histogram("aimx.message.size", "By", ("door",), "Size of accepted messages.", _SIZES),
+    _histogram("aimx.accept.duration", "s", ("door",), "From the end of the data to the reply.", _LATENCY),
+    _counter("aimx.deliveries", "{attempt}", ("transport", "outcome", "error_type"), "Delivery attempts."),
+    _histogram("aimx.delivery.duration", "s", ("transport",), "From acceptance to the mailbox or peer.", _DELIVERY),
+    _histogram("aimx.delivery.attempts", "{attempt}", ("transport",), "Attempts a finished delivery took.", _STEPS),
+    _counter("aimx.bounces", "{message}", ("reason",), "DSNs sent."),
+    _gauge("aimx.queue.depth", "{delivery}", ("transport",), "Deliveries waiting."),
+    _gauge("aimx.queue.oldest_age", "s", (), "How long the oldest waiting delivery has been due."),
+    _gauge("aimx.smtp.sessions", "{session}", (), "Open SMTP sessions."),
+    _counter("aimx.smtp.commands", "{command}", ("verb", "reply_class"), "SMTP commands, by class of the reply."),
+    _gauge("aimx.imap.sessions", "{session}", ("state",), "Open IMAP sessions."),
+    _counter("aimx.imap.commands", "{command}", ("verb", "status"), "IMAP commands."),
+    _histogram("aimx.imap.command.duration", "s", ("verb",), "Time an IMAP command took.", _LATENCY),
+    _histogram("aimx.pickup.latency", "s", (), "From the mailbox to the first FETCH of the content.", _DELIVERY),
+    _histogram("aimx.agent.response.duration", "s", (), "From the first FETCH to the reply.", _DELIVERY),
+    _counter("aimx.auth.attempts", "{attempt}", ("door", "mechanism", "outcome"), "Authentication attempts."),
+    _counter("aimx.context.extracted", "{message}", ("source", "trusted"), "Where messages took their trace from."),
+    _histogram("aimx.hops", "{hop}", (), "Route hops of a message.", _STEPS),
+    _histogram("aimx.depth", "{message}", (), "Answers in a row, counted when a message is accepted.", _STEPS),
+    _counter("aimx.loops.detected", "{message}", ("rule", "verdict"), "Loop guard: warned or refused."),
+    _histogram("aimx.store.commit.duration", "s", (), "One group commit.", _LATENCY),
+    _histogram("aimx.store.commit.batch", "{write}", (), "Writes in one group commit.", _STEPS),
+    _gauge("aimx.bytes.held", "By", (), "Message bytes in memory, against the node's budget."),
+    _counter("aimx.audit.leaves", "{leaf}", ("event",), "Leaves written."),
+    _gauge("aimx.audit.size", "{leaf}", (), "Leaves in the tree."),
+    _gauge("aimx.audit.lag", "s", (), "Age of the oldest event that is not in the tree yet."),
+    _histogram("aimx.audit.integrate.duration", "s", (), "One batch of the sequencer.", _LATENCY),
+    _counter("aimx.audit.verify.failures", "{failure}", (), "Verifications that found something wrong."),
+    _counter("aimx.spans.exported", "{span}", (), "Spans the collector took."),
+    _counter("aimx.spans.dropped", "{span}", ("reason",), "Spans lost: buffer full, or the collector refused."),
+)
+
+
+def metric_spec(name: str) -> MetricSpec:
+    """KeyError for a metric that is not in the catalogue."""
+    return _METRICS_BY_NAME[name]
+
+
+_METRICS_BY_NAME = {spec.name: spec for spec in METRICS}
