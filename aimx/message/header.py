@@ -19,7 +19,7 @@ MAX_HEADER_BYTES = 1 << 20
 """When no empty line comes by then, `HeaderBlock.overlong` says so: refuse such a message."""
 
 # One logical line: a name and colon if it has them, the rest, its continuations. Every repetition is possessive and
-# every branch consumes, so matching is linear whatever the input. Field names: RFC 5322 §2.2; space before the colon: §4.5.
+# every branch consumes, so matching is linear whatever the input. Field names: RFC 5322 §2.2; space before colon: §4.5.
 _LINE = re.compile(rb"(?:([!-9;-~]++)[ \t]*+:)?+[^\n]*+(?:\n[ \t][^\n]*+)*+\n?+")
 _FOLD = re.compile(r"\r*\n(?=[ \t])")
 # RFC 2047 §2. Classes exclude the delimiters, so a failed match costs no more than the text up to the next "?".

@@ -1,8 +1,8 @@
 """Identifiers: event and message ids (ULID), and Message-IDs that carry a trace through servers which strip headers.
 
-A minted Message-ID reads `<trace.span.nonce.mac@domain>`, all lowercase hex: the trace can be read off in any mail log,
-the nonce keeps two messages of one span apart, and the MAC (HMAC-SHA-256, 64 bits kept) proves that we wrote it. A valid
-MAC says only "this context was ours"; who may continue it is for the caller to decide.
+A minted Message-ID reads `<trace.span.nonce.mac@domain>`, all lowercase hex: the trace can be read off in any mail
+log, the nonce keeps two messages of one span apart, and the MAC (HMAC-SHA-256, 64 bits kept) proves that we wrote it.
+A valid MAC says only "this context was ours"; who may continue it is for the caller to decide.
 """
 
 import hmac

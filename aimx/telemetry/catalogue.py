@@ -1,8 +1,9 @@
 """THE span catalogue and THE metric catalogue, as data.
 
-What AIMX emits is listed here and nowhere else: `docs/spans.md` is checked against it by a test, and `metrics` refuses a
-name that is not in it. Conventions: OpenTelemetry messaging (development), `messaging.system` is `aimx`. Names are of
-low cardinality: `{rule}` and the like stand for names from the configuration, never for an address, an id or a subject.
+What AIMX emits is listed here and nowhere else: `docs/spans.md` is checked against it by a test, and `metrics`
+refuses a name that is not in it. Conventions: OpenTelemetry messaging (development), `messaging.system` is `aimx`.
+Names are of low cardinality: `{rule}` and the like stand for names from the configuration, never for an address, an
+id or a subject.
 """
 
 import re

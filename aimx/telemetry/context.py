@@ -1,8 +1,8 @@
 """Trace context in mail headers: read strictly, written so that every mail library reads it back, chosen by one rule.
 
-Formats: W3C Trace Context level 2 (traceparent, tracestate) and W3C Baggage. What is special to mail: a value may arrive
-folded or as RFC 2047 words (both undone before reading), and a list is written with ", " between members so that it
-folds.
+Formats: W3C Trace Context level 2 (traceparent, tracestate) and W3C Baggage. What is special to mail: a value may
+arrive folded or as RFC 2047 words (both undone before reading), and a list is written with ", " between members so
+that it folds.
 """
 
 import re
@@ -257,8 +257,8 @@ def choose(
 
     `in_reply_to` and `references` are *stored* contexts that the caller found under the rule of the binding (in the
     replier's own mailbox, or by a valid MAC for a message sent to that address). What a stranger claims becomes a
-    link of a new trace: its flags are ignored and its baggage is dropped. A trusted header that leads into another trace than the
-    message it answers is linked to that one, so that neither trace loses the conversation.
+    link of a new trace: its flags are ignored and its baggage is dropped. A trusted header that leads into another
+    trace than the message it answers is linked to that one, so that neither trace loses the conversation.
     """
     inside = door is not Door.STRANGER
     own = header if isinstance(header, Context) else None

@@ -52,7 +52,7 @@ class Distribution:
         self.total += value
 
 
-C = TypeVar("C", Cell, Distribution)
+C = TypeVar("C")
 
 
 class Family(Generic[C]):
@@ -205,7 +205,8 @@ def _histogram_lines(
     lines, seen = [], 0
     for bound, count in zip((*bounds, math.inf), counts, strict=True):
         seen += count
-        lines.append(f"{name}_bucket{_braces([*pairs, 'le="' + _number(bound) + '"'])} {seen}")
+        labels = _braces([*pairs, f'le="{_number(bound)}"'])
+        lines.append(f"{name}_bucket{labels} {seen}")
     lines.append(f"{name}_sum{_braces(pairs)} {_number(total)}")
     lines.append(f"{name}_count{_braces(pairs)} {seen}")
     return lines

@@ -144,7 +144,7 @@ class Span:
             self.dropped_links += 1
 
     def error(self, error_type: str, description: str = "") -> None:
-        """Status ERROR. `error_type` is of low cardinality (an enhanced code, `timeout`): no exception text, no address."""
+        """Status ERROR. `error_type` is of low cardinality (an enhanced code, `timeout`), never an exception's text."""
         self.error_type = error_type
         self.description = description
 
@@ -192,7 +192,7 @@ class Tracer:
         attributes: Attributes | None = None,
         start_ns: int | None = None,
     ) -> Span:
-        """A span that begins now, or at `start_ns`; `parent=None` begins a trace. `attributes` becomes the span's own."""
+        """A span from now, or `start_ns`, on; `parent=None` begins a trace. `attributes` becomes the span's own."""
         if parent is None:
             random = urandom(24)
             trace_id, span_id = random[:16], random[16:]
