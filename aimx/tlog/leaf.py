@@ -4,11 +4,11 @@ A commitment is HMAC-SHA256(k, "aimx/v1/" ‖ part ‖ 00 ‖ value) with a key 
 the value (an *opening*) can check it; when k is erased nobody can guess the value, however little entropy it has.
 """
 
-import base64
 import hmac
 import json
 import os
 from binascii import b2a_base64
+from collections.abc import Callable
 from hashlib import sha256
 
 from aimx.tlog.errors import ProofError
@@ -24,7 +24,31 @@ def new_key() -> bytes:
 
 def commit(key: bytes, part: str, value: bytes) -> str:
     """The commitment to `value` as the `part` of a leaf, as base64."""
-    return b2a_base64(hmac.digest(key, b"aimx/v1/" + part.encode() + b"\x00" + value, "sha256"), newline=False).decode()
+    return committer(key)(part, value)
+
+
+def committer(key: bytes) -> Callable[[str, bytes], str]:
+    """`commit` for many values under one key.
+
+    HMAC written out (RFC 2104 §2): on 16 to 40 octets that costs half of what a call into the hmac module does, and an
+    accepted message's leaf holds seven.
+    """
+    if len(key) != KEY_SIZE:
+        raise ValueError("a commitment key has 32 octets")
+    inner, outer = key.translate(_INNER) + _INNER_REST, key.translate(_OUTER) + _OUTER_REST
+
+    def commit_to(part: str, value: bytes) -> str:
+        prefix = _prefixes.get(part) or _prefixes.setdefault(part, b"aimx/v1/" + part.encode() + b"\x00")
+        digest = sha256(outer + sha256(inner + prefix + value).digest()).digest()
+        return b2a_base64(digest, newline=False).decode()
+
+    return commit_to
+
+
+_INNER, _OUTER = bytes(octet ^ 0x36 for octet in range(256)), bytes(octet ^ 0x5C for octet in range(256))
+_INNER_REST, _OUTER_REST = b"\x36" * (64 - KEY_SIZE), b"\x5c" * (64 - KEY_SIZE)
+_prefixes: dict[str, bytes] = {}
+"""Grows with the catalogue of events, not with what is logged."""
 
 
 def open_commitment(key: bytes, part: str, value: bytes, commitment: str) -> None:
@@ -45,7 +69,3 @@ def canonical(fields: dict[str, object]) -> bytes:
 
 
 _encode = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode
-
-
-def as_base64(data: bytes) -> str:
-    return base64.b64encode(data).decode()
