@@ -52,17 +52,27 @@ class Frontier:
 
     def append(self, leaf: bytes) -> None:
         """Add the hash of one leaf."""
-        node, size = leaf, self.size
-        while size & 1:
-            node = sha256(b"\x01" + self.peaks.pop() + node).digest()
-            size >>= 1
-        self.peaks.append(node)
-        self.size += 1
+        self.extend((leaf,))
 
-    def extend(self, leaves: Iterable[bytes]) -> None:
-        """Add the hashes of leaves, in order."""
+    def extend(self, leaves: Iterable[bytes], stride: int = 64) -> list[tuple[int, int, bytes]]:
+        """Add the hashes of leaves, in order.
+
+        Returns the nodes this completed at the levels that are multiples of `stride`, leaves aside: (level, index,
+        hash), lower levels first where one leaf completes several. With 8 they are what tiles hold.
+        """
+        completed: list[tuple[int, int, bytes]] = []
+        peaks, size = self.peaks, self.size
         for leaf in leaves:
-            self.append(leaf)
+            node, level = leaf, 0
+            while size >> level & 1:
+                node = sha256(b"\x01" + peaks.pop() + node).digest()
+                level += 1
+                if not level % stride:
+                    completed.append((level, size >> level, node))
+            peaks.append(node)
+            size += 1
+        self.size = size
+        return completed
 
     def root(self) -> bytes:
         """The root of the whole tree (RFC 6962 MTH)."""
