@@ -73,6 +73,7 @@ def _domain(value: str) -> str:
 Address = Annotated[Endpoint, BeforeValidator(_endpoint)]
 Seconds = Annotated[float, BeforeValidator(_duration), Field(gt=0)]
 """A duration in seconds; in text `500ms`, `30s`, `15m`, `4h`, `2d`."""
+GroupName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._+-]{0,63}$")]
 DomainName = Annotated[str, AfterValidator(_domain)]
 
 
@@ -169,7 +170,7 @@ class Rule(_Section):
     Patterns are shell globs (`*`, `?`, `[…]`), case-insensitive. `to` is `mailbox:NAME`, `pool:NAME` or `list:NAME`.
     """
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}$")
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="a span's name has it: no spaces")
     recipient: str | None = None
     sender: str | None = None
     workflow: str | None = None
@@ -217,8 +218,8 @@ class Settings(_Section):
     workflow: dict[str, LoopLimits] = Field(default_factory=dict, description="loop limits by workflow pattern")
     agent: dict[str, LoopLimits] = Field(default_factory=dict, description="loop limits by agent pattern")
     routes: list[Rule] = Field(default_factory=list, alias="route")
-    pools: dict[str, Group] = Field(default_factory=dict, alias="pool")
-    lists: dict[str, Group] = Field(default_factory=dict, alias="list")
+    pools: dict[GroupName, Group] = Field(default_factory=dict, alias="pool")
+    lists: dict[GroupName, Group] = Field(default_factory=dict, alias="list")
 
     @model_validator(mode="after")
     def _targets_exist(self) -> "Settings":

@@ -43,6 +43,14 @@ class Octets(NamedTuple):
     """The body's first octets, at most `PART`: what the loop guard looks at."""
     sha256: bytes
     """Of all octets as received."""
+    body_sha256: bytes
+
+    @classmethod
+    def of(cls, data: bytes) -> "Octets":
+        """Of a message that is in memory."""
+        header, start = HeaderBlock.parse(data)
+        body = data[start:]
+        return cls(header, body, body, hashlib.sha256(data).digest(), hashlib.sha256(body).digest())
 
 
 class HeaderTooLarge(Exception):
@@ -56,7 +64,7 @@ class Upload:
     is not used must be given back with `discard`.
     """
 
-    __slots__ = ("_digest", "_header", "_held", "_held_size", "_sample", "_staged", "_store", "size")
+    __slots__ = ("_body_digest", "_digest", "_header", "_held", "_held_size", "_sample", "_staged", "_store", "size")
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -66,6 +74,7 @@ class Upload:
         self._sample = b""
         self._staged: Staged | None = None
         self._digest = hashlib.sha256()
+        self._body_digest = hashlib.sha256()
         self.size = 0
 
     @property
@@ -86,6 +95,7 @@ class Upload:
                 raise HeaderTooLarge
             data = self._sample = data[start:]
         if data:
+            self._body_digest.update(data)
             self._staged = await self._store.stage(self._staged, data)
 
     async def finish(self) -> Octets:
@@ -93,11 +103,8 @@ class Upload:
         if self._header is not None:
             await self.spill()
             assert self._staged is not None
-            return Octets(self._header, self._staged, self._sample, self._digest.digest())
-        data = self._take()
-        header, start = HeaderBlock.parse(data)
-        body = data[start:]
-        return Octets(header, body, body, self._digest.digest())
+            return Octets(self._header, self._staged, self._sample, self._digest.digest(), self._body_digest.digest())
+        return Octets.of(self._take())
 
     async def discard(self) -> None:
         """Drop everything, staged parts too. Not to be called once the message is accepted."""

@@ -6,7 +6,7 @@ With no such rule the recipient itself decides. A pool or list may name another 
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Literal
@@ -88,6 +88,8 @@ class RoutingTable:
         self._default_domain = settings.domains[0]
         self._pools = {name: self._members(group.members) for name, group in settings.pools.items()}
         self._lists = {name: self._members(group.members) for name, group in settings.lists.items()}
+        mailboxes = {self._target(rule).target for rule in self._rules if (rule.to or "").startswith("mailbox:")}
+        self._named = mailboxes.union(*self._pools.values(), *self._lists.values())
 
     def serves(self, address: str) -> bool:
         """Whether the address lies in a served domain."""
@@ -100,6 +102,13 @@ class RoutingTable:
             or self._group(address) is not None
             or any(rule.recipient is not None and _matches(rule.recipient, address) for rule in self._rules)
         )
+
+    def mentions(self, recipients: Iterable[str]) -> set[str]:
+        """Every address that routing these recipients may ask `is_agent` about."""
+        found = set(recipients)
+        if self._rules or any(self._group(recipient) is not None for recipient in found):
+            found |= self._named
+        return found
 
     def route(self, facts: Facts, is_agent: IsAgent) -> Route:
         """Decide for one recipient."""

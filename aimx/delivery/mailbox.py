@@ -1,0 +1,38 @@
+"""The mailbox transport: the attempt and what became of it are one commit."""
+
+from aimx.delivery import attempt
+from aimx.delivery.transport import DELIVERED, Later, Never, Result
+from aimx.store.contract import Due, Placed, SpanRef, Store
+from aimx.telemetry.span import Span
+
+
+class MailboxTransport:
+    """Puts a message into an agent's INBOX, unless the agent is busy, over quota or gone."""
+
+    name = "mailbox"
+
+    def __init__(self, store: Store, node: str) -> None:
+        self._store = store
+        self._node = node
+
+    async def attempt(self, due: Due, span: Span, now_ms: int, final: bool) -> Result:
+        ref = SpanRef(span.trace_id, span.span_id)
+        this = attempt.Attempt(
+            eid=due.eid,
+            key=due.key,
+            agent=due.sender or None,
+            number=due.attempt,
+            now_ms=now_ms,
+            created_ms=due.created_ms,
+            next_ms=None if final else due.next_ms,
+            span=ref,
+        )
+        outcome = await self._store.place(due, ref, now_ms, lambda found: [attempt.event(self._node, this, found)])
+        attempt.end(span, this, outcome)
+        if isinstance(outcome, Placed):
+            return DELIVERED
+        if outcome.reason == "no-mailbox":
+            return Never(outcome.reason, "5.1.1", "there is no such agent any more")
+        if outcome.reason == "quota":
+            return Later(outcome.reason, "4.2.2", "the mailbox is full")
+        return Later(outcome.reason, "4.2.1", "the agent has as many unacknowledged messages as it takes")

@@ -1,0 +1,161 @@
+"""Works what the accepting commit could not finish.
+
+A delivery is a row under lease. `claim` has stored the next attempt before this one is made, so whatever happens here,
+and however often the process dies, the worst is that the attempt comes again after its delay; the row and the mailbox
+entry change in one commit, so it never comes twice.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping
+
+from aimx.config import Settings
+from aimx.delivery import attempt
+from aimx.delivery.retry import Backoff
+from aimx.delivery.transport import Later, Never, Transport
+from aimx.store.contract import Due, NotFound, Store, Unavailable
+from aimx.telemetry.context import Context
+from aimx.telemetry.span import CONSUMER, PRODUCER, Span, Tracer
+
+log = logging.getLogger("aimx.delivery")
+
+LONGEST_SLEEP = 60.0
+"""Seconds. A clock that jumps, or a row another process queued, is noticed after this at the latest."""
+AFTER_FAILURE = 1.0
+"""Seconds to wait when the store cannot serve."""
+BATCH = 100
+
+Bounce = Callable[[Due, Never | Later, Span], Awaitable[None]]
+"""Tell the sender (a DSN in the commit that settles the delivery). The span is the `dead-letter` one."""
+
+
+class Queue:
+    """One for a node. Wakes when something was queued or comes due; never polls."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        store: Store,
+        transports: Mapping[str, Transport],
+        tracer: Tracer,
+        bounce: Bounce,
+    ) -> None:
+        self._store = store
+        self._transports = transports
+        self._tracer = tracer
+        self._bounce = bounce
+        self._backoff = Backoff.of(settings.delivery)
+        self._node = settings.node
+        self._lease_ms = int(settings.delivery.lease * 1000)
+        self._max_idle_ms = int(settings.trace.max_idle * 1000)
+        self._limit = asyncio.Semaphore(settings.delivery.concurrency)
+        self._wake = asyncio.Event()
+        self._stopping = False
+        self._unsubscribe: Callable[[], None] | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._working: set[asyncio.Task[None]] = set()
+
+    def start(self) -> None:
+        self._unsubscribe = self._store.subscribe("queue", self._wake.set)
+        self._task = asyncio.create_task(self._run(), name="aimx-delivery")
+
+    async def stop(self) -> None:
+        """Finish the attempts in hand; what is left keeps its row."""
+        self._stopping = True
+        self._wake.set()
+        if self._unsubscribe is not None:
+            self._unsubscribe()
+        if self._task is not None:
+            await self._task
+        if self._working:
+            await asyncio.wait(self._working)
+
+    async def _run(self) -> None:
+        while not self._stopping:
+            self._wake.clear()
+            try:
+                if await self._work():
+                    continue
+                due_ms = await self._store.next_due()
+            except Unavailable:
+                await asyncio.sleep(AFTER_FAILURE)
+                continue
+            except Exception:
+                log.exception("the queue could not be read")
+                await asyncio.sleep(AFTER_FAILURE)
+                continue
+            await self._sleep_until(due_ms)
+
+    async def _sleep_until(self, due_ms: int | None) -> None:
+        seconds = LONGEST_SLEEP if due_ms is None else min(LONGEST_SLEEP, max(0.0, due_ms / 1000 - time.time()))
+        try:
+            async with asyncio.timeout(seconds):
+                await self._wake.wait()
+        except TimeoutError:
+            pass
+
+    async def _work(self) -> bool:
+        """Take what is due and start its attempts. Whether there may be more."""
+        now_ms = time.time_ns() // 1_000_000
+        found = await self._store.claim(now_ms, BATCH, self._node, self._lease_ms, self._backoff.delay_ms)
+        for due in found:
+            await self._limit.acquire()
+            task = asyncio.create_task(self._attempt(due))
+            self._working.add(task)
+            task.add_done_callback(self._done)
+        return len(found) == BATCH
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._working.discard(task)
+        self._limit.release()
+        self._wake.set()
+
+    async def _attempt(self, due: Due) -> None:
+        now_ms = time.time_ns() // 1_000_000
+        final = now_ms >= due.target.deadline_ms
+        span = self._span(due, now_ms)
+        try:
+            result = await self._transports[due.target.transport].attempt(due, span, now_ms, final)
+            if isinstance(result, Never) or (final and isinstance(result, Later)):
+                await self._give_up(due, result, span)
+        except NotFound:
+            pass  # settled meanwhile by whoever held the lease before
+        except Unavailable:
+            span.error("unavailable")
+        except Exception:
+            log.exception("an attempt failed", extra={"trace_id": span.trace_id.hex(), "span_id": span.span_id.hex()})
+            span.error("internal")
+        finally:
+            span.end()
+
+    def _span(self, due: Due, now_ms: int) -> Span:
+        """Every attempt is a sibling under `enqueue`; after a long silence it begins a new, linked trace."""
+        origin = Context(*due.origin, remote=True)
+        links = [origin] if due.previous is None else [origin, Context(*due.previous)]
+        rollover = now_ms - due.last_ms > self._max_idle_ms
+        parent = None if rollover else Context(*due.target.span)
+        span = self._tracer.start(
+            f"deliver {due.target.transport}",
+            CONSUMER,
+            parent,
+            links=links,
+            attributes=attempt.attributes(due.target.queue, due.attempt, max(0, now_ms - due.created_ms)),
+        )
+        if rollover:
+            span.set("aimx.trace.rollover", True)
+        return span
+
+    async def _give_up(self, due: Due, result: Never | Later, last: Span) -> None:
+        span = self._tracer.start(
+            f"dead-letter {due.target.queue}",
+            PRODUCER,
+            last.context,
+            links=[Context(*due.origin, remote=True)],
+            attributes={"aimx.queue.reason": result.reason, "aimx.delivery.attempt": due.attempt},
+        )
+        try:
+            await self._bounce(due, result, span)
+        finally:
+            span.error(result.reason)
+            span.end()

@@ -1,0 +1,124 @@
+"""From routes to the first attempts: the hops, their spans and headers, and a target for every final mailbox."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from aimx.delivery import attempt
+from aimx.delivery.retry import Backoff
+from aimx.routing.table import Landing, Route, Step
+from aimx.store.contract import Outcome, Placed, SpanRef, Target
+from aimx.telemetry.context import Context, Hop
+from aimx.telemetry.span import CONSUMER, INTERNAL, PRODUCER, Attributes, Span
+
+MAX_FACTS = 50
+"""Landings that an event's facts name; the log holds all recipients either way."""
+
+
+@dataclass(slots=True)
+class First:
+    """The attempt that the accepting commit makes, and the spans of either outcome."""
+
+    target: Target
+    enqueue: Span
+    deliver: Span
+
+    def end(self, message: attempt.Attempt, outcome: Outcome) -> None:
+        """Delivered at once: under the route. Buffered: enqueued, with this as its failed first attempt."""
+        if not isinstance(outcome, Placed):
+            self.enqueue.set("aimx.queue.reason", outcome.reason)
+            self.enqueue.end()
+            self.deliver.parent = self.enqueue.context
+        attempt.end(self.deliver, message, outcome)
+
+
+@dataclass(slots=True)
+class Plan:
+    firsts: dict[str, First]
+    """By final address."""
+    hops: list[Hop]
+    """One for each different step, oldest first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What all targets of one message share. Times are Unix milliseconds."""
+
+    creation: Context
+    priority: int
+    now_ms: int
+    deadline_ms: int
+    backoff: Backoff
+    by: str
+    """The name hops are stamped with."""
+
+
+def plan(routes: Sequence[Route], parent: Span, terms: Terms) -> Plan:
+    """Route spans are made and ended here; those of the attempts end with their outcome."""
+    spans: dict[tuple[Step, ...], Span] = {}
+    made = Plan({}, [])
+    for route in routes:
+        for landing in route.landings:
+            hop = _hop(landing, parent, spans, made.hops, terms)
+            if landing.address not in made.firsts:
+                made.firsts[landing.address] = first(landing.address, route.recipient, landing.queue, hop, terms)
+    for span in spans.values():
+        span.set("aimx.hop.count", len(made.hops))
+        span.end()
+    return made
+
+
+def first(address: str, original: str, queue: str, parent: Span, terms: Terms) -> First:
+    """The first attempt at one mailbox."""
+    enqueue = parent.child(f"enqueue {queue}", PRODUCER, attributes={"messaging.destination.name": queue})
+    deliver = parent.child(
+        "deliver mailbox", CONSUMER, links=(terms.creation,), attributes=attempt.attributes(queue, 1)
+    )
+    target = Target(
+        address=address,
+        original=original,
+        span=SpanRef(enqueue.trace_id, enqueue.span_id),
+        attempt=SpanRef(deliver.trace_id, deliver.span_id),
+        queue=queue,
+        priority=terms.priority,
+        next_ms=terms.now_ms + terms.backoff.delay_ms(1),
+        deadline_ms=terms.deadline_ms,
+    )
+    return First(target, enqueue, deliver)
+
+
+def _hop(landing: Landing, parent: Span, spans: dict[tuple[Step, ...], Span], hops: list[Hop], terms: Terms) -> Span:
+    """The span of the landing's last step. A list of fifty takes one hop, and stamps one line on one shared body."""
+    path: tuple[Step, ...] = ()
+    for step in landing.steps:
+        # Mailboxes reached by the same rule share a hop: which one is said by the attempt, not by the route.
+        path = (*path, step if step.decision != "mailbox" else Step(step.rule, "mailbox", ""))
+        known = spans.get(path)
+        if known is None:
+            attributes: Attributes = {
+                "aimx.route.rule": step.rule,
+                "aimx.route.decision": step.decision,
+                "aimx.priority": terms.priority,
+                "aimx.hop.index": len(path),
+            }
+            if step.decision in ("pool", "list"):
+                attributes["messaging.destination.name"] = step.target
+            known = spans[path] = parent.child(f"route {step.rule}", INTERNAL, attributes=attributes)
+            hops.append(Hop(len(hops) + 1, known.context, terms.by, step.rule))
+        parent = known
+    return parent
+
+
+def facts(routes: Sequence[Route]) -> list[dict[str, str | int | None]]:
+    """The routes for the timeline: what was decided for each recipient, by which rule."""
+    return [
+        {
+            "recipient": route.recipient,
+            "rule": landing.steps[0].rule,
+            "decision": landing.steps[0].decision,
+            "target": landing.address,
+            "queue": landing.queue,
+            "priority": route.priority,
+        }
+        for route in routes
+        for landing in route.landings
+    ][:MAX_FACTS]

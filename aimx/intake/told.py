@@ -1,0 +1,54 @@
+"""What a message says about itself, read once from its header block."""
+
+from dataclasses import dataclass
+
+from aimx.message import identifier
+from aimx.message.header import HeaderBlock
+from aimx.telemetry.context import Context, Invalid, read
+
+MAX_TEXT = 998
+"""Characters of a workflow or subject that are kept: no line may be longer (RFC 5322 §2.1.1)."""
+MAX_REFERENCES = 32
+"""Of References, the last so many are looked up."""
+
+_X_PRIORITY = {"1": 4, "2": 2, "3": 0, "4": -2, "5": -4}
+
+
+@dataclass(slots=True)
+class Told:
+    message_id: str | None
+    in_reply_to: str | None
+    references: list[str]
+    """Oldest first."""
+    workflow: str | None
+    subject: str
+    content_type: str
+    """Lower case, without parameters; `text/plain` when absent (RFC 2045 §5.2)."""
+    priority: int
+    """Asked for; -9 to 9, 0 is normal."""
+    context: Context | Invalid
+
+
+def tell(header: HeaderBlock, asked_priority: int | None = None) -> Told:
+    """`asked_priority` is the MT-PRIORITY parameter of MAIL; it goes before the headers."""
+    ids = identifier.message_ids(header.get("Message-ID"))
+    replied = identifier.message_ids(header.get("In-Reply-To"))
+    content_type = (header.get("Content-Type") or "").partition(";")[0].strip().lower()
+    return Told(
+        message_id=ids[0] if ids else None,
+        in_reply_to=replied[0] if replied else None,
+        references=identifier.message_ids(header.get("References"))[-MAX_REFERENCES:],
+        workflow=(header.get("X-Workflow-ID") or "").strip()[:MAX_TEXT] or None,
+        subject=(header.get("Subject") or "")[:MAX_TEXT],
+        content_type=content_type[:255] or "text/plain",
+        priority=_asked(header) if asked_priority is None else asked_priority,
+        context=read(header),
+    )
+
+
+def _asked(header: HeaderBlock) -> int:
+    """`MT-Priority` (RFC 6758 §4), else the customary `X-Priority` (1 highest to 5 lowest)."""
+    asked = (header.get("MT-Priority") or "").strip()
+    if len(asked) <= 2 and asked.removeprefix("-").isascii() and asked.removeprefix("-").isdigit():
+        return int(asked)
+    return _X_PRIORITY.get((header.get("X-Priority") or "").strip()[:1], 0)
