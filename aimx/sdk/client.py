@@ -1,0 +1,248 @@
+"""The client an agent holds: `async with aimx.connect() as me: await me.send("critic", {"draft": 1})`."""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from contextvars import ContextVar
+from types import TracebackType
+from typing import NamedTuple, Self
+
+from aimx.message.identifier import new_eid
+from aimx.sdk import letter, trace
+from aimx.sdk.account import Account, find
+from aimx.sdk.errors import AimxError, NoReply, Undelivered
+from aimx.sdk.inbox import Inbox
+from aimx.sdk.message import Message
+from aimx.sdk.outbox import Outbox
+from aimx.tlog.errors import FormatError
+from aimx.tlog.receipt import Receipt, parse
+
+_processed: ContextVar[Message | None] = ContextVar("aimx_processed", default=None)
+"""The message that the running task processes: what it sends belongs to the same workflow."""
+
+
+class Sent(NamedTuple):
+    """An accepted message."""
+
+    id: str
+    """The node's id of it, from the 250."""
+    message_id: str
+    """With angle brackets."""
+    trace_id: str
+    """32 hex digits; `aimx trace` shows it."""
+    receipt: Receipt | None
+    """The node's signed promise that the message stands in the audit log."""
+
+
+def connect(
+    where: str | os.PathLike[str] | None = None,
+    *,
+    agent: str | None = None,
+    password: str | None = None,
+    ca: str | os.PathLike[str] | None = None,
+) -> "AsyncClient":
+    """A client for one agent at one node; use it as `async with aimx.connect(…) as me:`.
+
+    `where` is an `aimx://` URL, a node's data folder or its ready file. Without it: AIMX_URL, then AIMX_DATA, then
+    `./aimx-data`. `agent` and `password` default to AIMX_ADDRESS and AIMX_PASSWORD where a folder is given.
+    Connections are opened when first used. Raises NotConfigured.
+    """
+    return AsyncClient(find(where, agent=agent, password=password, ca=ca))
+
+
+class AsyncClient:
+    """One agent's mail. All methods may be used by several tasks of one event loop at once."""
+
+    def __init__(self, account: Account) -> None:
+        self.account = account
+        self._outbox = Outbox(account)
+        self._inbox = Inbox(account, self._made)
+
+    @property
+    def address(self) -> str:
+        return self.account.address
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Leave both connections in good order. Iterators of this client must have ended."""
+        await asyncio.gather(self._inbox.close(), self._outbox.close())
+
+    # ── sending ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def send(
+        self,
+        to: str | Sequence[str],
+        payload: object = None,
+        *,
+        subject: str | None = None,
+        workflow: str | None = None,
+        reply_to: Message | None = None,
+        content_type: str | None = None,
+        priority: int | None = None,
+        headers: Mapping[str, str] | None = None,
+        message_id: str | None = None,
+    ) -> Sent:
+        """Send one message; returns when the node has it on disk.
+
+        `to`: addresses, or bare names in this agent's domain. `payload`: a dict, list, number, … goes as JSON (or as
+        `content_type` says, e.g. "application/msgpack"), a protobuf message as itself, str as plain text, bytes as
+        they are. `workflow` and the trace are those of the message being processed, unless given. `reply_to` makes it
+        an answer to that message. `priority`: -9 to 9, above 0 only for agents that may (RFC 6710). `message_id`:
+        choose it yourself to find the message again after `Unconfirmed`.
+
+        Raises Refused, LoopRefused, SignInFailed, Unreachable, Unconfirmed; TypeError for a payload that has no form.
+        """
+        recipients = [self._full(address) for address in ([to] if isinstance(to, str) else to)]
+        if not recipients:
+            raise ValueError("a message needs a recipient")
+        source = reply_to or _processed.get()
+        workflow = workflow or (source.workflow if source else None)
+        message_id = message_id or f"<{new_eid().lower()}@{self.account.domain}>"
+        part = letter.encode(payload, content_type)
+        about = trace.describe("send", "send", workflow=workflow, agent=self.account.name, size=len(part.data))
+        about |= {"server.address": self.account.smtp.host, "server.port": self.account.smtp.port}
+        with trace.sending(about) as (span, context):
+            octets = letter.compose(
+                part,
+                sender=self.account.address,
+                to=recipients,
+                subject=subject if subject is not None else letter.subject(reply_to, workflow),
+                message_id=message_id,
+                context=context,
+                workflow=workflow,
+                answered=reply_to,
+                headers=headers or {},
+            )
+            trace_id = context.trace_id.hex()
+            text = await self._outbox.send(
+                recipients, octets, message_id=message_id, trace_id=trace_id, priority=priority
+            )
+            try:
+                receipt = parse(text)
+            except FormatError:
+                receipt = None
+            if receipt is not None:
+                span.set_attribute("messaging.message.id", receipt.eid)
+        return Sent(receipt.eid if receipt else "", message_id, trace_id, receipt)
+
+    async def reply(
+        self,
+        message: Message,
+        payload: object = None,
+        *,
+        subject: str | None = None,
+        workflow: str | None = None,
+        content_type: str | None = None,
+        priority: int | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Sent:
+        """Answer a message: to its sender, in its thread, workflow and trace, also outside of `process`."""
+        if not message.reply_address:
+            raise ValueError("nobody is waiting for a reply: the message names no sender")
+        with trace.continuing(message.context):
+            return await self.send(
+                message.reply_address,
+                payload,
+                subject=subject,
+                workflow=workflow,
+                reply_to=message,
+                content_type=content_type,
+                priority=priority,
+                headers=headers,
+            )
+
+    async def request(
+        self,
+        to: str,
+        payload: object = None,
+        *,
+        timeout: float = 60.0,
+        subject: str | None = None,
+        workflow: str | None = None,
+        reply_to: Message | None = None,
+        content_type: str | None = None,
+        priority: int | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Message:
+        """Send, and wait up to `timeout` seconds for the reply, which is acknowledged and kept from `inbox`.
+
+        Raises NoReply; Undelivered when the node gives the request up; and what `send` raises.
+        """
+        message_id = f"<{new_eid().lower()}@{self.account.domain}>"
+        async with self._inbox.reply_to(message_id) as future:
+            await self.send(
+                to,
+                payload,
+                subject=subject,
+                workflow=workflow,
+                reply_to=reply_to,
+                content_type=content_type,
+                priority=priority,
+                headers=headers,
+                message_id=message_id,
+            )
+            try:
+                async with asyncio.timeout(timeout):
+                    reply = await future
+            except TimeoutError:
+                raise NoReply(f"{to} did not reply within {timeout:g} s") from None
+            await self.ack(reply)
+        if reply.is_notice:
+            raise Undelivered(f"the request to {to} could not be delivered: {letter.notice(reply)}", reply)
+        return reply
+
+    # ── receiving ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def inbox(self) -> AsyncIterator[Message]:
+        """`async for message in me.inbox():` every message not yet acknowledged, then each new one as it comes.
+
+        Waits in IDLE, never polls, and survives a restart of the node. A message that is not acknowledged is handed
+        out again by the next `inbox()`. Several loops over one client share the mail.
+        """
+        return self._inbox.messages()
+
+    async def ack(self, message: Message) -> None:
+        """Mark the message done (`$AimxDone`). Doing it twice does no harm."""
+        about = trace.describe("ack", "settle", workflow=message.workflow, agent=self.account.name)
+        about |= {"messaging.message.id": message.id}
+        with trace.acknowledging(message.context, about):
+            await self._inbox.done(message.uid)
+        message.acknowledged = True
+
+    @asynccontextmanager
+    async def process(self, message: Message, *, ack: bool = True) -> AsyncIterator[Message]:
+        """Work on a message: what is sent inside stays in its trace and workflow.
+
+        Leaving without an exception acknowledges it, unless `ack` is False or it already is; an exception leaves it
+        unacknowledged, to be handed out again.
+        """
+        about = trace.describe("process", "process", workflow=message.workflow, agent=self.account.name)
+        about |= {"messaging.message.id": message.id, "messaging.message.body.size": message.size}
+        token = _processed.set(message)
+        try:
+            with trace.processing(message.context, message.delivery, about):
+                yield message
+                if ack and not message.acknowledged:
+                    await self.ack(message)
+        finally:
+            _processed.reset(token)
+
+    def _made(self, raw: bytes, uid: int) -> Message:
+        return Message(raw, uid=uid, client=self)
+
+    def _full(self, address: str) -> str:
+        address = address.strip().lower()
+        if any(char in address for char in "\r\n\0<> ") or not address:
+            raise ValueError(f"{address!r} is no address")
+        return address if "@" in address else f"{address}@{self.account.domain}"
+
+
+__all__ = ["AimxError", "AsyncClient", "Sent", "connect"]

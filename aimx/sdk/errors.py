@@ -1,0 +1,71 @@
+"""What can go wrong for an agent, one type for each thing it might do about it. All are `AimxError`."""
+
+
+class AimxError(Exception):
+    """Anything the SDK raises on purpose."""
+
+
+class NotConfigured(AimxError, ValueError):
+    """It is not known which node, or as whom. The text says what to give."""
+
+
+class Unreachable(AimxError, ConnectionError):
+    """The node cannot be reached, or the connection was lost and nothing of the call was done."""
+
+
+class SignInFailed(AimxError):
+    """The node does not know this agent, or not with this password, or the agent is disabled."""
+
+
+class Unconfirmed(AimxError):
+    """The connection was lost after the message was handed over and before the 250.
+
+    It may have been accepted or not. Sending it again may deliver it twice; `message_id` finds it in the node.
+    """
+
+    def __init__(self, message_id: str) -> None:
+        super().__init__(f"the connection was lost before the answer; whether {message_id} was accepted is not known")
+        self.message_id = message_id
+
+
+class Refused(AimxError):
+    """The node refused the message. Nothing of it was delivered to anybody.
+
+    `code` is the SMTP reply code, `enhanced` the enhanced status code (RFC 3463), empty when the node gave none.
+    """
+
+    def __init__(
+        self, code: int, enhanced: str, text: str, *, recipient: str | None = None, trace_id: str | None = None
+    ) -> None:
+        super().__init__(f"{code} {enhanced} {text}".replace("  ", " "))
+        self.code = code
+        self.enhanced = enhanced
+        self.text = text
+        self.recipient = recipient
+        """The recipient it was refused for, when it was one of them."""
+        self.trace_id = trace_id
+        """The trace in which the refusal can be seen."""
+
+    @property
+    def temporary(self) -> bool:
+        """The same message may be accepted later (4xx)."""
+        return 400 <= self.code < 500
+
+
+class LoopRefused(Refused):
+    """The loop guard stopped the conversation (554 5.4.6). The text says which rule and how to raise it."""
+
+
+class NoReply(AimxError, TimeoutError):
+    """`request` waited as long as it was told, and no reply came. The request itself was delivered."""
+
+
+class Undelivered(AimxError):
+    """Instead of a reply to `request`, the notice came that the request could not be delivered.
+
+    `notice` is that message; its payload is the human-readable part.
+    """
+
+    def __init__(self, text: str, notice: object) -> None:
+        super().__init__(text)
+        self.notice = notice

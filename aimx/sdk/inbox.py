@@ -1,0 +1,254 @@
+r"""Taking mail: new and unacknowledged messages, each once, awaited in IDLE; replies to those who wait for them.
+
+One task watches the mailbox as long as somebody wants something from it. A lost connection is opened again; only the
+very first one, and a refused sign-in, are errors of the caller. Unacknowledged means: without `$AimxDone` and without
+`\Deleted`.
+"""
+
+import asyncio
+import contextlib
+import random
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+from aimx.message.header import HeaderBlock
+from aimx.message.identifier import message_ids
+from aimx.sdk import imap
+from aimx.sdk.account import Account
+from aimx.sdk.errors import Unreachable
+from aimx.sdk.imap import Data
+from aimx.sdk.link import Link
+from aimx.sdk.message import Message
+
+DONE = "$AimxDone"
+FIRST_PAUSE = 0.1
+LONGEST_PAUSE = 5.0
+TRIES = 8
+"""Connections tried for one command before its caller hears of it: about ten seconds."""
+HEADERS_AT_ONCE = 200
+
+
+class Inbox:
+    """One agent's INBOX. `made` turns octets and UID into the message that is handed out."""
+
+    def __init__(self, account: Account, made: Callable[[bytes, int], Message]) -> None:
+        self._account = account
+        self._made = made
+        self._link: Link | None = None
+        self._opening = asyncio.Lock()
+        self._uidvalidity = 0
+        self._next_uid = 1
+        self._ready: deque[int] = deque()
+        self._in_hand: set[int] = set()
+        self._wanted: dict[str, asyncio.Future[Message]] = {}
+        self._readers = 0
+        self._grown = asyncio.Event()
+        self._watching: asyncio.Task[None] | None = None
+        self._failed: Exception | None = None
+
+    async def messages(self) -> AsyncIterator[Message]:
+        """Every message not yet acknowledged, oldest first, then each new one as it comes. Never ends by itself.
+
+        Several iterators of one client share the mail: each message goes to one of them.
+        """
+        mine: set[int] = set()
+        if not self._readers:
+            self._ready.clear()
+            self._next_uid = 1
+        self._readers += 1
+        try:
+            self._watch()
+            while True:
+                uid = await self._take()
+                self._in_hand.add(uid)
+                mine.add(uid)
+                message = await self._fetch(uid)
+                if message is not None:
+                    yield message
+        finally:
+            self._readers -= 1
+            self._in_hand -= mine
+            self._rest()
+
+    @asynccontextmanager
+    async def reply_to(self, message_id: str) -> AsyncIterator[asyncio.Future[Message]]:
+        """A future for the first message that answers `message_id`. It is kept from the iterators."""
+        future: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
+        self._wanted[message_id] = future
+        try:
+            self._watch()
+            yield future
+        finally:
+            del self._wanted[message_id]
+            if future.done():
+                future.exception()
+            self._rest()
+
+    async def done(self, uid: int) -> None:
+        await self._command(f"UID STORE {uid} +FLAGS.SILENT ({DONE} \\Seen)")
+        self._in_hand.discard(uid)
+
+    async def close(self) -> None:
+        self._readers = 0
+        self._wanted.clear()
+        watching = self._watching
+        self._rest()
+        if watching is not None:
+            with contextlib.suppress(asyncio.CancelledError):
+                await watching
+        if self._link is not None:
+            await self._link.close()
+            self._link = None
+
+    # ── the connection ───────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _connected(self) -> Link:
+        async with self._opening:
+            if self._link is not None and self._link.usable:
+                return self._link
+            if self._link is not None:
+                await self._link.close()
+                self._link = None
+            link = await Link.open(self._account)
+            if link.uidvalidity != self._uidvalidity:
+                self._uidvalidity = link.uidvalidity
+                self._ready.clear()
+                self._in_hand.clear()
+                self._next_uid = 1
+            self._link = link
+            return link
+
+    async def _command(self, text: str) -> list[Data]:
+        """Run a command that does no harm twice, over a new connection if the old one is lost."""
+        pause = FIRST_PAUSE
+        first = self._link is None
+        for attempt in range(TRIES):
+            try:
+                return await (await self._connected()).command(text)
+            except Unreachable:
+                if first or attempt == TRIES - 1:
+                    raise
+            await asyncio.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311 — spreads load, guards nothing
+            pause = min(2 * pause, LONGEST_PAUSE)
+        raise AssertionError("unreachable")
+
+    # ── watching ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _watch(self) -> None:
+        if self._watching is None or self._watching.done():
+            self._failed = None
+            self._watching = asyncio.create_task(self._watch_mailbox(), name="aimx inbox")
+        elif self._link is not None:
+            self._link.wake()
+
+    def _rest(self) -> None:
+        if self._watching is not None and not self._readers and not self._wanted:
+            self._watching.cancel()
+            self._watching = None
+
+    async def _watch_mailbox(self) -> None:
+        pause = FIRST_PAUSE
+        ever = self._link is not None
+        while True:
+            try:
+                link = await self._connected()
+                ever = True
+                await self._look(link)
+                pause = FIRST_PAUSE
+                await link.news()
+                continue
+            except Unreachable as error:
+                if not ever:
+                    self._fail(error)
+                    return
+            except Exception as error:
+                self._fail(error)
+                return
+            await asyncio.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311
+            pause = min(2 * pause, LONGEST_PAUSE)
+
+    def _fail(self, error: Exception) -> None:
+        self._failed = error
+        self._grown.set()
+        for future in self._wanted.values():
+            if not future.done():
+                future.set_exception(error)
+
+    async def _look(self, link: Link) -> None:
+        """Find what is new since the last look: replies for those who wait, the rest for the iterators."""
+        since = self._next_uid
+        found: list[int] = []
+        for data in await link.command(f"UID SEARCH UID {since}:* UNKEYWORD {DONE} UNDELETED"):
+            if data.name == "SEARCH":
+                found += [int(str(value)) for value in data.values]
+        # `n:*` always holds the last message, also when it is older than n (RFC 3501 §6.4.8).
+        found = sorted(uid for uid in set(found) if uid >= since)
+        if not found:
+            return
+        claimed = await self._claim(link, found)
+        known = claimed | self._in_hand | set(self._ready)
+        self._ready += [uid for uid in found if uid not in known]
+        self._next_uid = max(self._next_uid, found[-1] + 1) if self._next_uid == since else self._next_uid
+        self._grown.set()
+
+    async def _claim(self, link: Link, uids: list[int]) -> set[int]:
+        """Hand replies to those who wait for them; the UIDs of these."""
+        claimed: set[int] = set()
+        for start in range(0, len(uids) if self._wanted else 0, HEADERS_AT_ONCE):
+            some = ",".join(map(str, uids[start : start + HEADERS_AT_ONCE]))
+            fields = "BODY.PEEK[HEADER.FIELDS (IN-REPLY-TO REFERENCES)]"
+            for uid, values in _fetched(await link.command(f"UID FETCH {some} (UID {fields})")):
+                header = next((v for k, v in values.items() if k.startswith("BODY[") and isinstance(v, bytes)), b"")
+                future = self._waiting_for(header)
+                if future is None:
+                    continue
+                claimed.add(uid)
+                self._in_hand.add(uid)
+                message = await self._read(link, uid)
+                if message is not None and not future.done():
+                    future.set_result(message)
+        return claimed
+
+    def _waiting_for(self, header: bytes) -> asyncio.Future[Message] | None:
+        block, _ = HeaderBlock.parse(header)
+        # The direct answer first, then a longer way back, newest first.
+        names = message_ids(block.get("In-Reply-To")) + message_ids(block.get("References"))[::-1]
+        for name in names:
+            future = self._wanted.get(name)
+            if future is not None and not future.done():
+                return future
+        return None
+
+    async def _take(self) -> int:
+        while not self._ready:
+            if self._failed is not None:
+                raise self._failed
+            self._grown.clear()
+            await self._grown.wait()
+        return self._ready.popleft()
+
+    async def _fetch(self, uid: int) -> Message | None:
+        return self._one(uid, await self._command(_whole(uid)))
+
+    async def _read(self, link: Link, uid: int) -> Message | None:
+        return self._one(uid, await link.command(_whole(uid)))
+
+    def _one(self, uid: int, data: list[Data]) -> Message | None:
+        """The message, unless it is gone or was done with meanwhile (by another session of this agent)."""
+        for found, values in _fetched(data):
+            flags = values.get("FLAGS")
+            names = {str(flag).lower() for flag in flags} if isinstance(flags, list) else set()
+            raw = values.get("BODY[]")
+            if found == uid and isinstance(raw, bytes) and not names & {DONE.lower(), "\\deleted"}:
+                return self._made(raw, uid)
+        return None
+
+
+def _whole(uid: int) -> str:
+    return f"UID FETCH {uid} (UID FLAGS BODY.PEEK[])"
+
+
+def _fetched(data: list[Data]) -> list[tuple[int, dict[str, imap.Value]]]:
+    rows = [imap.items(one) for one in data if one.name == "FETCH"]
+    return [(int(str(row["UID"])), row) for row in rows if "UID" in row]
