@@ -19,6 +19,8 @@ from aimx.store.contract import EventRow, MessageFilter, MessageRecord, NotFound
 
 MAX_MESSAGES = 1000
 """Of one conversation; the newest are kept and `truncated` says so."""
+MAX_TRACES = 100
+"""Of one workflow, that are searched for refusals; the newest."""
 _PAGE = 200
 _AT_ONCE = 16
 
@@ -154,7 +156,7 @@ class Counts:
 @dataclass(slots=True)
 class Timeline:
     trace_ids: list[str]
-    """The trace asked for first, then every other one that its events carry."""
+    """What was asked for first, then every other one that the events carry."""
     workflows: list[str]
     started_ms: int
     duration_ms: int
@@ -174,25 +176,81 @@ class Timeline:
         return asdict(self)
 
 
+@dataclass(slots=True)
+class Conversation:
+    """What the store knows of a trace or a workflow, limited to what the viewer may see."""
+
+    traces: list[bytes]
+    records: list[MessageRecord]
+    """Oldest first."""
+    events: dict[str, list[StoredEvent]]
+    """By message."""
+    refused: list[StoredEvent]
+    """Refusals of messages that were never stored."""
+    truncated: bool
+
+
 async def timeline(store: Store, what: bytes | str, viewer: str | None = None) -> Timeline:
     """The conversation of a trace (16 bytes, or 32 hex digits) or of a message's trace (its id).
 
     `viewer` limits it to what that agent sent or received. Raises NotFound when there is nothing (to see).
     """
-    trace_id = await _trace_of(store, what, viewer)
-    records, truncated = await conversation(store, MessageFilter(trace_id=trace_id, viewer=viewer))
-    events = {record.eid: rows for record, rows in zip(records, await _events(store, records), strict=True)}
-    strays = await store.events_of_trace(trace_id)
-    refused = [stray for stray in strays if is_refusal(stray.row) and (viewer is None or stray.row.agent == viewer)]
+    return assemble(await trace_conversation(store, await _trace_of(store, what, viewer), viewer))
+
+
+async def trace_conversation(store: Store, trace_id: bytes, viewer: str | None = None) -> Conversation:
+    """Messages created in the trace, and those that only an event of the trace speaks of. Raises NotFound."""
+    records, truncated = await _messages(store, MessageFilter(trace_id=trace_id, viewer=viewer))
+    events = await store.events_of_trace(trace_id)
+    known = {record.eid for record in records}
+    # A late retry, or a FETCH of several messages, has a trace in which no message was created.
+    named = dict.fromkeys(eid for event in events for eid in (event.row.ref, *event.row.messages) if eid is not None)
+    for eid in [eid for eid in named if eid not in known][: MAX_MESSAGES - len(records)]:
+        record = await store.message(eid)
+        if record is not None and (viewer is None or takes_part(record, viewer)):
+            records.append(record)
+    refused = _refusals(events, viewer)
     if not records and not refused:
         raise NotFound(f"nothing is known of trace {trace_id.hex()}")
+    records.sort(key=_order)
+    return await _conversation(store, [trace_id], records, refused, truncated, viewer)
+
+
+async def workflow_conversation(store: Store, workflow: str, viewer: str | None = None) -> Conversation:
+    """All messages of a workflow, whatever their traces. Raises NotFound."""
+    records, truncated = await _messages(store, MessageFilter(workflow=workflow, viewer=viewer))
+    if not records:
+        raise NotFound(f"no message names the workflow {workflow!r}")
+    traces = list(dict.fromkeys(record.origin.trace_id for record in records))
+    refused: list[StoredEvent] = []
+    for trace_id in traces[-MAX_TRACES:]:
+        found = _refusals(await store.events_of_trace(trace_id), viewer)
+        refused += [event for event in found if event.row.detail.get("workflow", workflow) == workflow]
+    truncated = truncated or len(traces) > MAX_TRACES
+    return await _conversation(store, traces, records, refused, truncated, viewer)
+
+
+def _refusals(events: list[StoredEvent], viewer: str | None) -> list[StoredEvent]:
+    """An agent sees its own."""
+    return [event for event in events if is_refusal(event.row) and (viewer is None or event.row.agent == viewer)]
+
+
+async def _conversation(
+    store: Store,
+    traces: list[bytes],
+    records: list[MessageRecord],
+    refused: list[StoredEvent],
+    truncated: bool,
+    viewer: str | None,
+) -> Conversation:
+    events = {record.eid: rows for record, rows in zip(records, await _events(store, records), strict=True)}
     if viewer is not None:
+        events = {record.eid: visible(record, events[record.eid], viewer) for record in records}
         records = [seen_by(record, viewer) for record in records]
-        events = {r.eid: visible(r, events[r.eid], viewer) for r in records}
-    return assemble(trace_id, records, events, refused, truncated)
+    return Conversation(traces, records, events, refused, truncated)
 
 
-async def conversation(store: Store, what: MessageFilter) -> tuple[list[MessageRecord], bool]:
+async def _messages(store: Store, what: MessageFilter) -> tuple[list[MessageRecord], bool]:
     """Its messages, oldest first, at most MAX_MESSAGES (the newest), and whether there are more."""
     found: list[MessageRecord] = []
     before: str | None = None
@@ -203,7 +261,7 @@ async def conversation(store: Store, what: MessageFilter) -> tuple[list[MessageR
             break
         before = page[-1].eid
     kept = found[:MAX_MESSAGES]
-    kept.sort(key=lambda record: (record.t_ms, record.eid))
+    kept.sort(key=_order)
     return kept, len(found) > MAX_MESSAGES
 
 
@@ -275,7 +333,20 @@ def _without_others(detail: dict[str, Any]) -> dict[str, Any]:
 
 def facts(row: EventRow) -> dict[str, Any]:
     """An event's timeline facts: its detail without the audit log's openings."""
-    return {key: value for key, value in row.detail.items() if key not in _HIDDEN}
+    return {clean(key): clean(value) for key, value in row.detail.items() if key not in _HIDDEN}
+
+
+def clean(value: Any) -> Any:
+    """A JSON value without lone surrogates, which an escape in somebody's JSON can hold and UTF-8 cannot."""
+    match value:
+        case str():
+            return value if value.isascii() else value.encode("utf-8", "replace").decode()
+        case dict():
+            return {clean(key): clean(item) for key, item in value.items()}
+        case list() | tuple():
+            return [clean(item) for item in value]
+        case _:
+            return value
 
 
 def is_refusal(row: EventRow) -> bool:
@@ -286,14 +357,9 @@ def is_refusal(row: EventRow) -> bool:
 # ── the tree, from plain data ────────────────────────────────────────────────────────────────────────────────────────
 
 
-def assemble(
-    trace_id: bytes,
-    records: list[MessageRecord],
-    events: Mapping[str, list[StoredEvent]],
-    refused: list[StoredEvent],
-    truncated: bool = False,
-) -> Timeline:
-    """The tree of `records` (oldest first), their events and the refusals of the trace. Pure."""
+def assemble(found: Conversation) -> Timeline:
+    """The tree. Pure."""
+    records, events, refused = found.records, found.events, found.refused
     rows = [event.row for stored in events.values() for event in stored] + [event.row for event in refused]
     times = [record.t_ms for record in records] + [row.t_ms for row in rows]
     started = min(times)
@@ -310,17 +376,15 @@ def assemble(
         if entry.parent is not None:
             entry.answered_after_ms = _answered_after(entry, by_id[entry.parent])
     ordered = _in_reading_order(entries)
-    traces = dict.fromkeys(
-        [trace_id.hex(), *(entry.trace_id for entry in entries), *(row.trace_id.hex() for row in rows)]
-    )
+    known_traces = [*found.traces, *(record.origin.trace_id for record in records), *(row.trace_id for row in rows)]
     return Timeline(
-        trace_ids=list(dict.fromkeys(traces)),
+        trace_ids=[trace_id.hex() for trace_id in dict.fromkeys(known_traces)],
         workflows=list(dict.fromkeys(entry.workflow for entry in entries if entry.workflow)),
         started_ms=started,
         duration_ms=max(times) - started,
         depth=max((entry.depth or 0 for entry in entries), default=0),
         outcome=_overall(entries),
-        truncated=truncated,
+        truncated=found.truncated,
         counts=_counts(entries),
         participants=_participants(entries),
         entries=ordered,
@@ -350,18 +414,18 @@ class _Answers:
         if failed is not None and failed != entry.id:
             return failed, "failure"
         for record in reversed(self._by_message_id.get(in_reply_to or "", [])):
-            if _before(record, earlier):
+            if _order(record) < earlier:
                 return record.eid, "in_reply_to"
         seen = self._by_recipient.get(entry.sender, [])
-        seen = seen[: bisect_left(seen, earlier, key=lambda record: (record.t_ms, record.eid))]
+        seen = seen[: bisect_left(seen, earlier, key=_order)]
         if not seen or (entry.depth is not None and entry.depth <= seen[0].depth):
             return None, None
         above = (record for record in reversed(seen) if entry.depth is not None and record.depth == entry.depth - 1)
         return next(above, seen[-1]).eid, "trace"
 
 
-def _before(record: MessageRecord, key: tuple[int, str]) -> bool:
-    return (record.t_ms, record.eid) < key
+def _order(record: MessageRecord) -> tuple[int, str]:
+    return record.t_ms, record.eid
 
 
 def _in_reading_order(entries: list[Entry]) -> list[Entry]:

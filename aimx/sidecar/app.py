@@ -1,0 +1,41 @@
+"""The application: what the node serves over HTTPS."""
+
+import asyncio
+from importlib.metadata import PackageNotFoundError, version
+
+from fastapi import FastAPI
+
+from aimx.audit.log import LogError
+from aimx.sidecar import conversations, describe, messages, node, problems, proofs
+from aimx.sidecar.context import SidecarContext
+from aimx.sidecar.edge import Edge
+
+
+def create_app(context: SidecarContext) -> FastAPI:
+    """All paths of `docs/http-api.md` over what the node hands in. Holds nothing that needs closing."""
+    # Documentation pages of FastAPI load scripts from elsewhere; the document itself is behind a token like the rest.
+    app = FastAPI(
+        title="AIMX",
+        version=_version(),
+        openapi_url=None,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        separate_input_output_schemas=False,
+    )
+    app.state.context = context
+    app.state.verifying = asyncio.Lock()
+    problems.install(app)
+    app.add_exception_handler(LogError, problems.unreadable_log)
+    for part in (messages, conversations, proofs, node):
+        app.include_router(part.router)
+    app.add_middleware(Edge)
+    app.openapi = describe.openapi(app)  # type: ignore[method-assign]
+    return app
+
+
+def _version() -> str:
+    try:
+        return version("aimx-server")
+    except PackageNotFoundError:
+        return "0"

@@ -1,0 +1,32 @@
+"""What the node hands to the HTTP side, as one value."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from aimx.audit.keys import PublicKeys
+from aimx.audit.log import Reader
+from aimx.config import Settings
+from aimx.store.contract import Store
+from aimx.telemetry.span import Tracer
+
+
+@dataclass(frozen=True, slots=True)
+class SidecarContext:
+    store: Store
+    log: Reader
+    keys: PublicKeys
+    verify: Callable[[], Mapping[str, Any]]
+    """Checks the whole log and returns the report, JSON-able, with `ok`. Takes seconds; runs in a thread."""
+    settings: Settings
+    is_admin: Callable[[str], bool]
+    """Whether this is the admin's token, in constant time."""
+    metrics: Callable[[], str]
+    """Prometheus text format 0.0.4."""
+    ready: Callable[[], Sequence[str]]
+    """What keeps the node from serving, a sentence each; empty when nothing does."""
+    tracer: Tracer
+
+    def now_ms(self) -> int:
+        return time.time_ns() // 1_000_000

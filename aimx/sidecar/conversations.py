@@ -1,0 +1,94 @@
+"""`/v1/traces` and `/v1/workflows`: who answered whom, and what a person should look at."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Path
+
+from aimx.config import LoopLimits
+from aimx.sidecar.access import Here, SignedIn
+from aimx.sidecar.describe import problems
+from aimx.sidecar.models import A_TRACE, TRACE_ID, Event, Message, TraceView, Warning, WorkflowView
+from aimx.sidecar.timeline import MAX_MESSAGES, Timeline, assemble, trace_conversation, workflow_conversation
+
+router = APIRouter(tags=["conversations"])
+
+
+@router.get(
+    "/v1/traces/{trace_id}",
+    summary="A trace: its messages, its events, and the tree of who answered whom",
+    operation_id="getTrace",
+    responses=problems("unauthenticated", "not-found", "invalid-request", "unavailable"),
+)
+async def get_trace(
+    here: Here,
+    caller: SignedIn,
+    trace_id: Annotated[str, Path(pattern=TRACE_ID, description="32 lowercase hex digits.", examples=[A_TRACE])],
+) -> TraceView:
+    wanted = bytes.fromhex(trace_id)
+    found = await trace_conversation(here.store, wanted, caller.agent)
+    stored = {event.seq: event for rows in found.events.values() for event in rows if event.row.trace_id == wanted}
+    stored.update((event.seq, event) for event in found.refused)
+    return TraceView(
+        trace_id=trace_id,
+        messages=[Message.of(record) for record in found.records],
+        events=[Event.of(stored[seq]) for seq in sorted(stored)],
+        tree=assemble(found),
+    )
+
+
+@router.get(
+    "/v1/workflows/{id:path}",
+    summary="A workflow: its messages in order, its agents, and warnings",
+    operation_id="getWorkflow",
+    responses=problems("unauthenticated", "not-found", "invalid-request", "unavailable"),
+)
+async def get_workflow(
+    here: Here,
+    caller: SignedIn,
+    workflow: Annotated[
+        str,
+        Path(alias="id", min_length=1, max_length=998, description="X-Workflow-ID, exactly.", examples=["report-17"]),
+    ],
+) -> WorkflowView:
+    found = await workflow_conversation(here.store, workflow, caller.agent)
+    tree = assemble(found)
+    return WorkflowView(
+        workflow=workflow,
+        trace_ids=tree.trace_ids,
+        started_ms=tree.started_ms,
+        duration_ms=tree.duration_ms,
+        depth=tree.depth,
+        outcome=tree.outcome,
+        counts=tree.counts,
+        agents=tree.participants,
+        warnings=warnings(tree, here.settings.loop),
+        messages=[Message.of(record) for record in found.records],
+    )
+
+
+def warnings(tree: Timeline, limits: LoopLimits) -> list[Warning]:
+    """What a person should look at, in the order in which it happened. Pure."""
+    found: list[Warning] = []
+    if tree.truncated:
+        text = f"more than {MAX_MESSAGES} messages; the older ones are neither shown nor counted"
+        found.append(Warning(kind="truncated", message=None, text=text))
+    for entry in sorted(tree.entries, key=lambda entry: (entry.t_ms, entry.id)):
+        for step in entry.steps:
+            match step.kind:
+                case "warned":
+                    found.append(Warning(kind="loop", message=entry.id, text=step.text))
+                case "refused" if not entry.stored:
+                    found.append(Warning(kind="refused", message=entry.id, text=f"{entry.sender}: {step.text}"))
+                case "bounced":
+                    found.append(Warning(kind="bounced", message=entry.id, text=step.text))
+                case _:
+                    pass
+        for copy in entry.copies:
+            if copy.outcome == "waiting":
+                text = f"waits for {copy.address} after {copy.attempts} attempts"
+                found.append(Warning(kind="waiting", message=entry.id, text=text))
+    if limits.warn_depth and tree.depth >= limits.warn_depth:
+        deepest = max(tree.entries, key=lambda entry: entry.depth or 0)
+        text = f"the chain of answers is {tree.depth} long; the loop guard warns from {limits.warn_depth} on"
+        found.append(Warning(kind="deep", message=deepest.id, text=text))
+    return found

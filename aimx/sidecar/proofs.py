@@ -1,0 +1,178 @@
+"""The audit log over HTTP: verification, proofs, and the log's files at the paths C2SP gives them.
+
+Checkpoint and hash tiles are open: leaves commit to everything under keys of 256 bits, so their hashes tell nothing.
+Entry bundles show what kind of thing happened when to everybody on the node, so they take the admin's token.
+(https://c2sp.org/tlog-tiles)
+"""
+
+import asyncio
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Path, Query, Request
+from fastapi.responses import PlainTextResponse, Response
+
+from aimx.audit.log import NotCovered
+from aimx.sidecar import access
+from aimx.sidecar.access import Admin, Caller, Here, SignedIn
+from aimx.sidecar.context import SidecarContext
+from aimx.sidecar.describe import content, problems
+from aimx.sidecar.messages import MessageId
+from aimx.sidecar.models import A_ULID, ULID, MessageProof, VerifyReport
+from aimx.sidecar.problems import Problem
+from aimx.sidecar.timeline import is_sender, visible
+from aimx.store.contract import MessageRecord, StoredEvent
+from aimx.tlog.errors import FormatError
+from aimx.tlog.tile import parse_path
+
+router = APIRouter(tags=["audit"])
+
+FOREVER = "public, max-age=31536000, immutable"
+"""A tile never changes."""
+_NUMBER = r"^(?:x[0-9]{3}/){0,6}[0-9]{3}(?:\.p/[1-9][0-9]{0,2})?$"
+_LEVEL = r"^(?:[0-9]|[1-5][0-9]|6[0-3])$"
+TilePath = Annotated[
+    str,
+    Path(pattern=_NUMBER, description="Tile number in groups of three digits, `.p/W` for a part.", examples=["000"]),
+]
+_ACCEPTANCE = ("message.accepted", "message.appended")
+
+
+@router.get(
+    "/v1/audit/verify",
+    summary="Check the whole log now",
+    operation_id="verifyLog",
+    responses=problems("unauthenticated", "forbidden", "busy", "unavailable"),
+)
+async def verify(request: Request, here: Here, caller: Admin) -> VerifyReport:
+    lock: asyncio.Lock = request.app.state.verifying
+    if lock.locked():
+        raise Problem("busy")
+    async with lock:
+        # Shielded: a caller that hangs up must not let the next one start a second run beside this one.
+        report = await asyncio.shield(_run(here))
+    return VerifyReport.model_validate(report)
+
+
+async def _run(here: SidecarContext) -> Any:
+    return await asyncio.to_thread(here.verify)
+
+
+@router.get(
+    "/v1/audit/messages/{id}/proof",
+    summary="What proves an event of a message offline",
+    description="Of its acceptance, or of another of its events. It is in a checkpoint about a second after the 250.",
+    operation_id="proveMessage",
+    responses=problems("unauthenticated", "not-found", "not-logged-yet", "invalid-request", "unavailable"),
+)
+async def prove(
+    here: Here,
+    caller: SignedIn,
+    eid: MessageId,
+    event: Annotated[
+        str | None, Query(pattern=ULID, description="Id of one of the message's events.", examples=[A_ULID])
+    ] = None,
+) -> MessageProof:
+    record = await access.message(here, caller, eid)
+    found = _wanted(await _events(here, caller, record), eid, event)
+    index = found.index
+    if index is None:
+        raise Problem("not-logged-yet")
+    try:
+        proof = await asyncio.to_thread(here.log.prove, index)
+    except NotCovered:
+        raise Problem("not-logged-yet") from None
+    row = found.row
+    openings = row.detail.get("open") if row.key is not None else None
+    return MessageProof(
+        message=eid,
+        event=row.eid,
+        name=row.ev,
+        index=index,
+        leaf=row.leaf.decode(),
+        proof=proof.text(),
+        key=row.key.hex() if row.key is not None else None,
+        openings=_shown(openings if isinstance(openings, dict) else {}, record, caller),
+        verifiers=[here.keys.log.vkey(), here.keys.receipt.vkey()],
+    )
+
+
+async def _events(here: SidecarContext, caller: Caller, record: MessageRecord) -> list[StoredEvent]:
+    """With their openings, which `visible` takes away from recipients."""
+    events = await here.store.events_of(record.eid)
+    if caller.agent is None:
+        return events
+    seen = {event.seq for event in visible(record, events, caller.agent)}
+    return [event for event in events if event.seq in seen]
+
+
+def _wanted(events: list[StoredEvent], eid: str, event: str | None) -> StoredEvent:
+    for found in events:
+        if found.row.eid == event or (event is None and found.row.ev in _ACCEPTANCE and found.row.eid == eid):
+            return found
+    raise Problem("not-found", "The message has no such event that this token may see; it lists them under `events`.")
+
+
+def _shown(openings: dict[str, Any], record: MessageRecord, caller: Caller) -> dict[str, Any]:
+    if caller.agent is None or is_sender(record, caller.agent):
+        return openings
+    shown = dict(openings)
+    if isinstance(shown.get("rcpt"), list):
+        shown["rcpt"] = [address if address == caller.agent else None for address in shown["rcpt"]]
+    return shown
+
+
+@router.get(
+    "/checkpoint",
+    summary="The log's newest signed checkpoint",
+    operation_id="getCheckpoint",
+    response_class=PlainTextResponse,
+    responses={200: content("text/plain", "A C2SP checkpoint: a signed note."), **problems("not-found", "unavailable")},
+)
+async def checkpoint(here: Here) -> Response:
+    signed = await asyncio.to_thread(here.log.checkpoint)
+    if signed is None:
+        raise Problem("not-found", "The log has no checkpoint yet; it signs the first within seconds.")
+    return PlainTextResponse(signed, headers={"Cache-Control": "no-cache"})
+
+
+@router.get(
+    "/tile/entries/{path:path}",
+    summary="An entry bundle: the leaves themselves",
+    operation_id="getEntries",
+    response_class=Response,
+    responses={
+        200: content("application/octet-stream", "Up to 256 leaves, each after two octets of length.", binary=True),
+        **problems("unauthenticated", "forbidden", "not-found", "invalid-request", "unavailable"),
+    },
+)
+async def entries(here: Here, caller: Admin, path: TilePath) -> Response:
+    return Response(await _tile(here, f"tile/entries/{path}"), media_type="application/octet-stream")
+
+
+@router.get(
+    "/tile/{level}/{path:path}",
+    summary="A tile: hashes of the tree",
+    operation_id="getTile",
+    response_class=Response,
+    responses={
+        200: content("application/octet-stream", "Up to 256 hashes of 32 octets.", binary=True),
+        **problems("not-found", "invalid-request", "unavailable"),
+    },
+)
+async def hashes(
+    here: Here,
+    level: Annotated[str, Path(pattern=_LEVEL, description="0 holds the leaves' hashes.", examples=["0"])],
+    path: TilePath,
+) -> Response:
+    octets = await _tile(here, f"tile/{level}/{path}")
+    return Response(octets, media_type="application/octet-stream", headers={"Cache-Control": FOREVER})
+
+
+async def _tile(here: SidecarContext, path: str) -> bytes:
+    try:
+        octets = await asyncio.to_thread(here.log.tile, parse_path(path))
+    except FormatError:
+        octets = None
+    if octets is None:
+        raise Problem("not-found", "The log has no such tile. `/checkpoint` says how many leaves it has.")
+    return octets
