@@ -121,7 +121,8 @@ def _inside(message: Context) -> otel.Context:
 
 def _outgoing(span: trace.Span) -> Context:
     found = span.get_span_context()
-    bags = ", ".join(f"{quote(name, safe="")}={quote(str(value), safe="")}" for name, value in baggage.get_all().items())
+    pairs = [(quote(name, safe=""), quote(str(value), safe="")) for name, value in baggage.get_all().items()]
+    bags = ", ".join([f"{name}={value}" for name, value in pairs])
     bag = clean_baggage([bags]) if bags else ""
     if not found.is_valid:
         return Context(os.urandom(16), os.urandom(8), SAMPLED | RANDOM, baggage=bag)
