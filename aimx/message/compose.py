@@ -18,7 +18,26 @@ from aimx.message.stamp import date, fold, line
 _ADDRESS = re.compile(r"[^\s<>()\[\],;:\\\"@\x00-\x1f\x7f]+@[^\s<>()\[\],;:\\\"@\x00-\x1f\x7f]+")
 _NAME = re.compile(r"[!-9;-~]{1,76}")
 _OWN = frozenset(
-    ["from", "to", "cc", "subject", "date", "message-id", "in-reply-to", "references", "mime-version", "content-type", "content-transfer-encoding", "content-disposition", "x-workflow-id", "x-agent-id", "x-priority", "traceparent", "tracestate", "baggage"]
+    {
+        "from",
+        "to",
+        "cc",
+        "subject",
+        "date",
+        "message-id",
+        "in-reply-to",
+        "references",
+        "mime-version",
+        "content-type",
+        "content-transfer-encoding",
+        "content-disposition",
+        "x-workflow-id",
+        "x-agent-id",
+        "x-priority",
+        "traceparent",
+        "tracestate",
+        "baggage",
+    }
 )
 """Headers that have an argument of their own."""
 _LONG_LINE = re.compile(rb"[^\n]{998}")

@@ -45,12 +45,31 @@ def configure(level: str = "info", stream: TextIO | None = None, *, json_lines: 
     as_json = not stream.isatty() if json_lines is None else json_lines
     handler = logging.StreamHandler(stream)
     handler.setFormatter(JsonFormatter() if as_json else TextFormatter())
+    handler.addFilter(OncePerMinute("opentelemetry."))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
     # These say at INFO what our own spans say better.
     for noisy in ("asyncio", "httpx", "httpcore", "uvicorn.access", "mail.log"):
         logging.getLogger(noisy).setLevel(max(logging.WARNING, root.level))
+
+
+class OncePerMinute(logging.Filter):
+    """Of loggers below `prefix`, each lets one line a minute through: an absent collector must not fill the disk."""
+
+    def __init__(self, prefix: str, interval_s: float = 60.0) -> None:
+        super().__init__()
+        self._prefix = prefix
+        self._interval_s = interval_s
+        self._last: dict[str, float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if not record.name.startswith(self._prefix):
+            return True
+        if record.created - self._last.get(record.name, 0.0) < self._interval_s:
+            return False
+        self._last[record.name] = record.created
+        return True
 
 
 class JsonFormatter(logging.Formatter):

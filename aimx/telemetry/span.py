@@ -37,9 +37,13 @@ INTERNAL, SERVER, CLIENT, PRODUCER, CONSUMER = Kind
 
 
 class Sink(Protocol):
-    """Takes finished spans; must neither block nor raise."""
+    """Takes finished spans; `take` must neither block nor raise."""
 
     def take(self, span: "Span") -> None: ...
+
+    def flush(self, timeout_s: float) -> bool: ...
+
+    def close(self, timeout_s: float) -> bool: ...
 
 
 class Sampler(Protocol):
@@ -212,3 +216,15 @@ class Tracer:
         for context in links:
             span.link(context)
         return span
+
+    @property
+    def exporting(self) -> bool:
+        return self.sink is not None
+
+    def flush(self, timeout_s: float = 5.0) -> bool:
+        """Wait until finished spans were sent; False when that took longer. Blocks: not for the event loop."""
+        return self.sink is None or self.sink.flush(timeout_s)
+
+    def close(self, timeout_s: float = 3.0) -> bool:
+        """Flush and end the export, within `timeout_s`. Blocks: not for the event loop."""
+        return self.sink is None or self.sink.close(timeout_s)
