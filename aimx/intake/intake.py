@@ -133,8 +133,8 @@ class Intake:
         """For the octets of the next message."""
         return Upload(self._store)
 
-    async def check_recipient(self, recipient: str) -> Reply | None:
-        """At RCPT: None when mail for `recipient` may come, else the refusal."""
+    async def check_recipient(self, agent: str, recipient: str) -> Reply | None:
+        """At RCPT: None when `agent` may send to `recipient`, else the refusal."""
         table = self.table
         if not table.serves(recipient):
             return Reply(550, "5.7.1", f"<{recipient}> is not served here and this node relays for nobody")
