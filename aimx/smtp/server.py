@@ -1,0 +1,442 @@
+"""Sockets, TLS, timers, limits and stopping, around `session`.
+
+`SMTP` is an aiosmtpd `SMTP` whose reader loop is replaced: octets go from `data_received` straight through the sans-IO
+core into the session. What aiosmtpd would spend on a StreamReader, a task and a drain per line is not spent.
+
+A connection's life: accepted (counted by address) → TLS at once or by STARTTLS → greeted → events, one at a time, each
+followed to its end before the next → closed by QUIT, by a limit, by a timer, by the peer or by the node's stopping.
+"""
+
+import asyncio
+import contextlib
+import logging
+import socket
+import ssl
+from collections import Counter
+from collections.abc import Awaitable, Coroutine
+from typing import Any, cast
+
+import aiosmtpd.smtp
+
+from aimx.config import Endpoint
+from aimx.smtp.core import Receiver
+from aimx.smtp.session import Door, Peer, Session, fault_text
+
+log = logging.getLogger("aimx.smtp")
+
+GREET_AFTER = 0.01
+"""Seconds a client in the clear has to talk before it is greeted, and be refused for it: SMTP clients wait (RFC 5321
+§4.3.1); who does not is a program made to speak to us by a stranger, or a spammer. After TLS there is no such delay."""
+SIGN_IN_WITHIN = 60.0
+"""Seconds from connecting to signing in, however busy the client is in between."""
+HANDSHAKE_WITHIN = 15.0
+DRAIN_FOR = 10.0
+"""Seconds without data after a fault in the data: a client that ends a message with LF "." LF is waiting for an answer
+and shall have it; it gets the refusal, and the connection ends, for where its message ended is not known."""
+CLOSE_WITHIN = 5.0
+MAX_WAITING = 128 * 1024
+"""Octets fed but not worked on beyond which reading pauses."""
+STRANGERS = 4
+"""An address may have one in so many of its connections (`smtp.max_connections_per_address`) not signed in."""
+BACKLOG = 1024
+
+STOPPING = (421, "4.3.2", "the node is stopping")
+TOO_MANY = b"421 4.7.0 too many connections from your address\r\n"
+
+
+class SMTP(aiosmtpd.smtp.SMTP):
+    """One connection. Writer of its state: the event loop, through these callbacks and the one `_work` task."""
+
+    def __init__(self, server: "Server", peer: Peer) -> None:
+        # Not super().__init__(): it inspects its own methods and builds a StreamReader, for each connection.
+        self._server = server
+        self.peer = peer
+        self._loop = server.loop
+        self._receiver = Receiver()
+        self._dialog: Session | None = None
+        self._socket: asyncio.Transport | None = None
+        self._work: asyncio.Task[None] | None = None
+        """What is being awaited for the event in hand; further octets wait."""
+        self._greeted = self._upgrading = self._leaving = self._lost = False
+        self._read_paused = self._write_paused = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._closer: asyncio.TimerHandle | None = None
+        self._since = self._moved = self._loop.time()
+        """When the connection came; when it last came forward."""
+        self._progress = 0
+        self._data_since: float | None = None
+        self.stranger = True
+        """Has not signed in."""
+
+    # ── what the event loop calls ──
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._socket = cast(asyncio.Transport, transport)
+        self._dialog = Session(self._server.door, self._receiver, self.peer, _tls_version(self._socket))
+        self._server.door.counters.connections += 1
+        if self._server.stopping:
+            self.leave()
+        elif self._dialog.secure:
+            # Octets that came with the handshake are delivered before this runs: an early talker is still seen.
+            self._loop.call_soon(self._greet)
+        else:
+            self._loop.call_later(GREET_AFTER, self._greet)
+        self._arm()
+
+    def data_received(self, data: bytes) -> None:
+        dialog = self._dialog
+        if dialog is None or dialog.closing:
+            return
+        if not self._greeted:
+            self._end(554, "5.5.1", "you talked before you were greeted")
+            return
+        self._receiver.feed(data)
+        if self._work is None and not self._upgrading and not self._write_paused:
+            self._pump()
+        elif self._receiver.waiting > MAX_WAITING:
+            self._pause_reading()
+
+    def eof_received(self) -> bool:
+        return False  # close; TLS has no half-open connections, and without TLS there is no mail
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if self._lost:
+            return
+        self._lost = True
+        for timer in (self._timer, self._closer):
+            if timer is not None:
+                timer.cancel()
+        self._server.closed(self)
+        if self._work is None and self._dialog is not None and self._dialog.has_message:
+            self._server.hold(self._dialog.abandon())
+
+    def pause_writing(self) -> None:
+        # A peer that does not read its replies gets no more of them to read.
+        self._write_paused = True
+        self._pause_reading()
+
+    def resume_writing(self) -> None:
+        self._write_paused = False
+        if self._work is None and not self._upgrading:
+            self._pump()
+
+    # ── from octets to replies ──
+
+    def _greet(self) -> None:
+        if self._greeted or self._lost or self._dialog is None or self._dialog.closing:
+            return
+        self._greeted = True
+        self._dialog.greet()
+        self._flush(self._dialog)
+
+    def _pump(self) -> None:
+        """Work through what is there; in a task as soon as something must be awaited."""
+        waiting = self._step()
+        if waiting is not None:
+            self._work = self._loop.create_task(self._follow(waiting))
+
+    async def _follow(self, waiting: Awaitable[None] | None) -> None:
+        dialog = self._dialog
+        assert dialog is not None
+        while waiting is not None:
+            await dialog.finish(waiting)
+            self._moved = self._loop.time()  # the wait was ours
+            waiting = self._step()
+        self._work = None
+        if self._lost:
+            await dialog.abandon()
+
+    def _step(self) -> Awaitable[None] | None:
+        """Take events until one must be awaited, or until there is nothing to do; then write all replies at once."""
+        dialog = self._dialog
+        assert dialog is not None
+        while not (dialog.closing or dialog.wants_tls or self._lost or self._write_paused):
+            if self._leaving and not dialog.has_message:
+                dialog.farewell(*STOPPING)
+                break
+            event = self._receiver.next_event()
+            if event is None:
+                break
+            waiting = dialog.receive(event)
+            if waiting is not None:
+                return waiting
+        self._flush(dialog)
+        if dialog.wants_tls:
+            self._begin_tls()
+        elif not dialog.closing and not self._lost:
+            self._note_progress(dialog)
+            self._resume_reading()
+        return None
+
+    def _note_progress(self, dialog: Session) -> None:
+        if dialog.progress == self._progress:
+            return
+        self._progress = dialog.progress
+        self._moved = self._loop.time()
+        if self.stranger and dialog.signed_in:
+            self.stranger = False
+            self._server.signed_in(self)
+        if not dialog.has_message:
+            self._data_since = None
+        elif self._data_since is None:
+            self._data_since = self._moved
+            self._arm()
+        elif self._receiver.fault:
+            self._arm()
+
+    def _flush(self, dialog: Session) -> None:
+        transport = self._socket
+        assert transport is not None
+        if dialog.out:
+            if not self._lost:
+                transport.write(dialog.out[0] if len(dialog.out) == 1 else b"".join(dialog.out))
+            dialog.out.clear()
+        if dialog.closing and self._closer is None and not self._lost:
+            transport.close()
+            # A peer that does not read would keep close() waiting for ever.
+            self._closer = self._loop.call_later(CLOSE_WITHIN, transport.abort)
+
+    def _pause_reading(self) -> None:
+        if not self._read_paused and not self._upgrading and self._socket is not None:
+            self._read_paused = True
+            self._socket.pause_reading()
+
+    def _resume_reading(self) -> None:
+        if self._read_paused and not self._write_paused and self._socket is not None:
+            self._read_paused = False
+            self._socket.resume_reading()
+
+    # ── STARTTLS ──
+
+    def _begin_tls(self) -> None:
+        """RFC 3207 §4.2: what was pipelined after STARTTLS is thrown away, and what was said before is forgotten.
+
+        Reading stops here, at once: whatever is read later is read by TLS.
+        """
+        assert self._socket is not None
+        self._upgrading = True
+        self._receiver.clear()
+        self._socket.pause_reading()
+        self._server.hold(self._upgrade(self._socket))
+
+    async def _upgrade(self, transport: asyncio.Transport) -> None:
+        try:
+            secured = await self._loop.start_tls(
+                transport,
+                self,
+                self._server.context,
+                server_side=True,
+                ssl_handshake_timeout=HANDSHAKE_WITHIN,
+                ssl_shutdown_timeout=CLOSE_WITHIN,
+            )
+        except (OSError, TimeoutError) as error:  # ssl.SSLError is an OSError
+            log.info("TLS failed", extra={"event": "tls.failed", "peer": str(self.peer), "error": type(error).__name__})
+            secured = None
+        if secured is None or self._lost:
+            transport.abort()
+            self.connection_lost(None)
+            return
+        self._socket = secured
+        self._dialog = Session(self._server.door, self._receiver, self.peer, _tls_version(secured))
+        self._progress = 0
+        self._upgrading = self._read_paused = False
+        self._moved = self._loop.time()
+        # Octets that came with the handshake's last flight wait in the receiver; they were encrypted.
+        self._pump()
+
+    # ── timers ──
+
+    def _deadline(self) -> float:
+        """When, as things stand, the connection has been too slow."""
+        settings = self._server.door.settings
+        due = self._moved + settings.idle_timeout
+        if self.stranger:
+            due = min(due, self._since + SIGN_IN_WITHIN)
+        if self._data_since is not None and self._dialog is not None:
+            allowed = settings.data_timeout + self._dialog.received / settings.min_rate
+            due = min(due, self._data_since + allowed)
+            if self._receiver.fault:
+                due = min(due, self._moved + DRAIN_FOR)
+        return due
+
+    def _arm(self) -> None:
+        """Let the timer run to the deadline, unless it goes off before anyway: it then looks again."""
+        due = self._deadline()
+        if self._timer is not None:
+            if self._timer.when() <= due:
+                return
+            self._timer.cancel()
+        self._timer = self._loop.call_at(due, self._look)
+
+    def _look(self) -> None:
+        self._timer = None
+        dialog = self._dialog
+        if self._lost or dialog is None or dialog.closing:
+            return
+        now = self._loop.time()
+        if self._work is not None or self._upgrading:
+            self._moved = now  # it is us who are slow; TLS has a timer of its own
+        if now < self._deadline():
+            self._arm()
+            return
+        self._server.door.counters.timeouts += 1
+        if dialog.has_message and self._receiver.fault:
+            self._end(554, "5.6.0", f"{fault_text(self._receiver.fault)}; where the message ends is unknown, closing")
+        else:
+            self._end(421, "4.4.2", "too slow, closing")
+
+    # ── leaving ──
+
+    def leave(self) -> None:
+        """The node is stopping: finish the message in hand, if there is one, then say so and close."""
+        self._leaving = True
+        if self._dialog is None or self._upgrading or self._work is not None or self._dialog.has_message:
+            return
+        self._end(*STOPPING)
+
+    def abort(self) -> None:
+        """At once. A message in hand was not answered and will be sent again."""
+        if self._socket is not None:
+            self._socket.abort()
+
+    def _end(self, code: int, enhanced: str, text: str) -> None:
+        if self._dialog is not None and not self._dialog.closing:
+            self._dialog.farewell(code, enhanced, text)
+            self._flush(self._dialog)
+
+
+class Server:
+    """All SMTP listeners of a process and their connections."""
+
+    def __init__(self, door: Door, context: ssl.SSLContext) -> None:
+        """`context`: TLS 1.3, from identity.certificate. To be made inside a running loop."""
+        self.door = door
+        self.context = context
+        self.loop = asyncio.get_running_loop()
+        self.stopping = False
+        self._listeners: list[tuple[socket.socket, asyncio.Task[None]]] = []
+        self._connections: set[SMTP] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._by_address: Counter[str] = Counter()
+        self._strangers: Counter[str] = Counter()
+        self._all_gone = asyncio.Event()
+
+    @property
+    def open_connections(self) -> int:
+        return len(self._connections)
+
+    def listen(self, listener: socket.socket, *, implicit_tls: bool) -> Endpoint:
+        """Serve a bound, listening socket (see `bind`). Returns its address."""
+        listener.setblocking(False)
+        task = self.loop.create_task(self._accept(listener, implicit_tls))
+        self._listeners.append((listener, task))
+        host, port = listener.getsockname()[:2]
+        return Endpoint(host, port)
+
+    async def stop(self, grace: float) -> None:
+        """Take no more connections; messages in hand have `grace` seconds to be finished, other clients get 421."""
+        self.stopping = True
+        for listener, task in self._listeners:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+            listener.close()
+        self._listeners.clear()
+        for connection in list(self._connections):
+            connection.leave()
+        await self._wait_until_gone(grace)
+        for connection in list(self._connections):
+            connection.abort()
+        await self._wait_until_gone(1.0)
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=1.0)
+
+    async def _wait_until_gone(self, seconds: float) -> None:
+        if self._connections:
+            self._all_gone.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._all_gone.wait(), seconds)
+
+    # ── what connections tell ──
+
+    def hold(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run `work` to its end; the loop itself keeps no task alive."""
+        task = self.loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def signed_in(self, connection: SMTP) -> None:
+        _less(self._strangers, connection.peer.host)
+
+    def closed(self, connection: SMTP) -> None:
+        if connection not in self._connections:
+            return
+        self._connections.remove(connection)
+        _less(self._by_address, connection.peer.host)
+        if connection.stranger:
+            _less(self._strangers, connection.peer.host)
+        if not self._connections:
+            self._all_gone.set()
+
+    # ── coming in ──
+
+    async def _accept(self, listener: socket.socket, implicit_tls: bool) -> None:
+        while True:
+            try:
+                accepted, address = await self.loop.sock_accept(listener)
+            except OSError as error:
+                # Out of descriptors, most likely: those who are here go on, others wait in the backlog.
+                log.error("cannot accept", extra={"event": "smtp.accept_failed", "error": error.strerror})
+                await asyncio.sleep(0.1)
+                continue
+            peer = Peer(address[0], address[1])
+            if self._full(peer.host):
+                self.door.counters.connections_refused += 1
+                with accepted, contextlib.suppress(OSError):
+                    if not implicit_tls:
+                        accepted.send(TOO_MANY)
+                continue
+            connection = SMTP(self, peer)
+            self._connections.add(connection)
+            self._by_address[peer.host] += 1
+            self._strangers[peer.host] += 1
+            self.hold(self._open(connection, accepted, implicit_tls))
+
+    def _full(self, host: str) -> bool:
+        limit = self.door.settings.max_connections_per_address
+        return self._by_address[host] >= limit or self._strangers[host] >= max(1, limit // STRANGERS)
+
+    async def _open(self, connection: SMTP, accepted: socket.socket, implicit_tls: bool) -> None:
+        try:
+            accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            await self.loop.connect_accepted_socket(
+                lambda: connection,
+                accepted,
+                ssl=self.context if implicit_tls else None,
+                ssl_handshake_timeout=HANDSHAKE_WITHIN if implicit_tls else None,
+                ssl_shutdown_timeout=CLOSE_WITHIN if implicit_tls else None,
+            )
+        except (OSError, TimeoutError) as error:
+            accepted.close()
+            connection.connection_lost(None)
+            log.info(
+                "TLS failed", extra={"event": "tls.failed", "peer": str(connection.peer), "error": type(error).__name__}
+            )
+
+
+def bind(endpoint: Endpoint) -> socket.socket:
+    """A listening socket; port 0 asks the system for a free one. Raises OSError."""
+    family = socket.AF_INET6 if ":" in endpoint.host else socket.AF_INET
+    return socket.create_server(endpoint, family=family, backlog=BACKLOG)
+
+
+def _less(counter: Counter[str], key: str) -> None:
+    """Count down, and keep no zeros: addresses come and go for ever."""
+    counter[key] -= 1
+    if counter[key] <= 0:
+        del counter[key]
+
+
+def _tls_version(transport: asyncio.BaseTransport) -> str | None:
+    tls = transport.get_extra_info("ssl_object")
+    return None if tls is None else str(tls.version())
