@@ -24,12 +24,26 @@ def eid(number: int) -> str:
 def message(
     number: int, sender: str, *to: str, at: int, depth: int = 1, answers: int | None = None, **more: Any
 ) -> MessageRecord:
-    known: dict[str, Any] = dict(
-        eid=eid(number), t_ms=T0 + at, sender=sender, agent=sender or None, recipients=to, delivered_to=to,
-        message_id=f"<m{number}@fabric.local>", in_reply_to=f"<m{answers}@fabric.local>" if answers is not None else None,
-        subject="s", content_type="application/json", workflow="report-17", priority=0, origin=SpanRef(TRACE, SPAN),
-        received=SpanRef(TRACE, SPAN), context_source="header", depth=depth, header_size=100, body_size=20,
-    )  # fmt: skip
+    known: dict[str, Any] = {
+        "eid": eid(number),
+        "t_ms": T0 + at,
+        "sender": sender,
+        "agent": sender or None,
+        "recipients": to,
+        "delivered_to": to,
+        "message_id": f"<m{number}@fabric.local>",
+        "in_reply_to": f"<m{answers}@fabric.local>" if answers is not None else None,
+        "subject": "s",
+        "content_type": "application/json",
+        "workflow": "report-17",
+        "priority": 0,
+        "origin": SpanRef(TRACE, SPAN),
+        "received": SpanRef(TRACE, SPAN),
+        "context_source": "header",
+        "depth": depth,
+        "header_size": 100,
+        "body_size": 20,
+    }
     return MessageRecord(**{**known, **more})
 
 
