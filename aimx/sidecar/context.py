@@ -1,9 +1,8 @@
 """What the node hands to the HTTP side, as one value."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from aimx.audit.keys import PublicKeys
 from aimx.audit.log import Reader
@@ -17,8 +16,6 @@ class SidecarContext:
     store: Store
     log: Reader
     keys: PublicKeys
-    verify: Callable[[], Mapping[str, Any]]
-    """Checks the whole log and returns the report, JSON-able, with `ok`. Takes seconds; runs in a thread."""
     settings: Settings
     is_admin: Callable[[str], bool]
     """Whether this is the admin's token, in constant time."""

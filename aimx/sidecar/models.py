@@ -227,20 +227,41 @@ class WorkflowView(_Model):
 class MessageProof(_Model):
     """All that is needed to check one event of a message offline."""
 
-    message: Eid
-    event: Eid
-    name: str = Field(description="The event's name in the catalogue.")
+    eid: Eid = Field(description="The event's id; of an acceptance it is the message's.")
+    event: str = Field(description="The event's name in the catalogue.", examples=["message.accepted"])
     index: int = Field(description="Place in the log.")
     leaf: str = Field(description="The leaf's octets, which are canonical JSON in UTF-8.")
     proof: str = Field(description="A C2SP tlog-proof: place, path and signed checkpoint.")
-    key: str | None = Field(description="Opens the leaf's commitments: 32 octets in hex. Null when erased.")
-    openings: dict[str, Any] = Field(description="The committed values by part. Recipients see only themselves.")
+    opening: dict[str, Any] | None = Field(
+        description="The key that opens the leaf's commitments and the committed values by part, octets in hex. "
+        "Null when erased. A recipient is not given the list of recipients."
+    )
     verifiers: list[str] = Field(description="The log's and the receipts' verifier keys (C2SP vkey).")
 
 
-class VerifyReport(BaseModel):
-    """What `aimx audit verify` would say."""
+class Finding(_Model):
+    kind: str = Field(examples=["leaf-edited"])
+    text: str
+    leaf: int | None
+    eid: str | None
 
-    model_config = ConfigDict(extra="allow")
 
-    ok: bool
+class VerifyReport(_Model):
+    """What `aimx audit verify --json` says."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    ok: bool = Field(description="Nothing is wrong.")
+    consistent: Literal["CONSISTENT", "INCONSISTENT"]
+    complete: Literal["COMPLETE", "PENDING", "UNRECONCILED"]
+    anchored: str = Field(examples=["NOT ANCHORED"])
+    origin: str
+    size: int = Field(description="Leaves in the log.")
+    root: str
+    checked: dict[str, int]
+    erased: int
+    pending: int
+    wrong: int
+    first: Finding | None
+    findings: list[Finding]
+    seconds: float

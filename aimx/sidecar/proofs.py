@@ -6,21 +6,24 @@ Entry bundles show what kind of thing happened when to everybody on the node, so
 """
 
 import asyncio
-from typing import Annotated, Any
+from typing import Annotated, NamedTuple
 
 from fastapi import APIRouter, Path, Query, Request
 from fastapi.responses import PlainTextResponse, Response
 
+from aimx.audit.evidence import event_proofs
 from aimx.audit.log import NotCovered
+from aimx.audit.reconciliation import ACCEPTANCE
+from aimx.audit.verify import verify
 from aimx.sidecar import access
-from aimx.sidecar.access import Admin, Caller, Here, SignedIn
+from aimx.sidecar.access import Admin, Here, SignedIn
 from aimx.sidecar.context import SidecarContext
 from aimx.sidecar.describe import content, problems
 from aimx.sidecar.messages import MessageId
 from aimx.sidecar.models import A_ULID, ULID, MessageProof, VerifyReport
 from aimx.sidecar.problems import Problem
 from aimx.sidecar.timeline import is_sender, visible
-from aimx.store.contract import MessageRecord, StoredEvent
+from aimx.store.contract import StoredEvent
 from aimx.tlog.errors import FormatError
 from aimx.tlog.tile import parse_path
 
@@ -34,7 +37,6 @@ TilePath = Annotated[
     str,
     Path(pattern=_NUMBER, description="Tile number in groups of three digits, `.p/W` for a part.", examples=["000"]),
 ]
-_ACCEPTANCE = ("message.accepted", "message.appended")
 
 
 @router.get(
@@ -43,18 +45,13 @@ _ACCEPTANCE = ("message.accepted", "message.appended")
     operation_id="verifyLog",
     responses=problems("unauthenticated", "forbidden", "busy", "unavailable"),
 )
-async def verify(request: Request, here: Here, caller: Admin) -> VerifyReport:
+async def verify_log(request: Request, here: Here, caller: Admin) -> VerifyReport:
     lock: asyncio.Lock = request.app.state.verifying
     if lock.locked():
         raise Problem("busy")
     async with lock:
-        # Shielded: a caller that hangs up must not let the next one start a second run beside this one.
-        report = await asyncio.shield(_run(here))
-    return VerifyReport.model_validate(report)
-
-
-async def _run(here: SidecarContext) -> Any:
-    return await asyncio.to_thread(here.verify)
+        report = await verify(here.store, here.settings.data, keys=here.keys)
+    return VerifyReport.model_validate(report.to_json())
 
 
 @router.get(
@@ -73,52 +70,35 @@ async def prove(
     ] = None,
 ) -> MessageProof:
     record = await access.message(here, caller, eid)
-    found = _wanted(await _events(here, caller, record), eid, event)
-    index = found.index
-    if index is None:
-        raise Problem("not-logged-yet")
+    events = await here.store.events_of(eid)
+    if caller.agent is not None:
+        seen = {found.seq for found in visible(record, events, caller.agent)}
+        events = [found for found in events if found.seq in seen]  # with the openings that `visible` takes away
     try:
-        proof = await asyncio.to_thread(here.log.prove, index)
+        (evidence,) = await event_proofs(_Only(_wanted(events, event)), here.log, eid)
     except NotCovered:
         raise Problem("not-logged-yet") from None
-    row = found.row
-    openings = row.detail.get("open") if row.key is not None else None
-    return MessageProof(
-        message=eid,
-        event=row.eid,
-        name=row.ev,
-        index=index,
-        leaf=row.leaf.decode(),
-        proof=proof.text(),
-        key=row.key.hex() if row.key is not None else None,
-        openings=_shown(openings if isinstance(openings, dict) else {}, record, caller),
-        verifiers=[here.keys.log.vkey(), here.keys.receipt.vkey()],
-    )
+    found = evidence.to_json()
+    opening = found["opening"]
+    if isinstance(opening, dict) and caller.agent is not None and not is_sender(record, caller.agent):
+        found["opening"] = {part: value for part, value in opening.items() if not isinstance(value, list)}
+    return MessageProof.model_validate({**found, "verifiers": [key.vkey() for key in here.keys]})
 
 
-async def _events(here: SidecarContext, caller: Caller, record: MessageRecord) -> list[StoredEvent]:
-    """With their openings, which `visible` takes away from recipients."""
-    events = await here.store.events_of(record.eid)
-    if caller.agent is None:
-        return events
-    seen = {event.seq for event in visible(record, events, caller.agent)}
-    return [event for event in events if event.seq in seen]
+class _Only(NamedTuple):
+    """The one event to be proved, in the place where `event_proofs` looks."""
+
+    event: StoredEvent
+
+    async def events_of(self, eid: str) -> list[StoredEvent]:
+        return [self.event]
 
 
-def _wanted(events: list[StoredEvent], eid: str, event: str | None) -> StoredEvent:
+def _wanted(events: list[StoredEvent], event: str | None) -> StoredEvent:
     for found in events:
-        if found.row.eid == event or (event is None and found.row.ev in _ACCEPTANCE and found.row.eid == eid):
+        if found.row.eid == event or (event is None and found.row.ev in ACCEPTANCE):
             return found
     raise Problem("not-found", "The message has no such event that this token may see; it lists them under `events`.")
-
-
-def _shown(openings: dict[str, Any], record: MessageRecord, caller: Caller) -> dict[str, Any]:
-    if caller.agent is None or is_sender(record, caller.agent):
-        return openings
-    shown = dict(openings)
-    if isinstance(shown.get("rcpt"), list):
-        shown["rcpt"] = [address if address == caller.agent else None for address in shown["rcpt"]]
-    return shown
 
 
 @router.get(

@@ -528,6 +528,8 @@ def _steps(record: MessageRecord, events: list[StoredEvent], started: int) -> li
             case "accepted":
                 steps.append(step)
                 steps += _hops(event, step)
+                if "loop" in step.detail:
+                    steps.append(replace(step, kind="warned", text=_say_loop(step.detail["loop"])))
                 continue
             case "delivered":
                 step.wait_ms = _first(event.row.detail.get("waited_ms"), step.t_ms - record.t_ms)
@@ -581,9 +583,6 @@ def _hops(event: StoredEvent, accepted: Step) -> list[Step]:
     for hop in route if isinstance(route, list | tuple) else ():
         if not isinstance(hop, dict):
             continue
-        target = hop.get("target")
-        where = f" {target}" if isinstance(target, str) else ""
-        text = f"{hop.get('rule') or 'recipient'} → {hop.get('decision') or 'mailbox'}{where}"
         hops.append(
             Step(
                 kind="routed",
@@ -595,7 +594,7 @@ def _hops(event: StoredEvent, accepted: Step) -> list[Step]:
                 attempt=None,
                 wait_ms=None,
                 next_ms=None,
-                text=text,
+                text=_say_hop(hop),
                 trace_id=accepted.trace_id,
                 span_id=_text(hop.get("span_id")) or accepted.span_id,
                 index=accepted.index,
@@ -603,6 +602,21 @@ def _hops(event: StoredEvent, accepted: Step) -> list[Step]:
             )
         )
     return hops
+
+
+def _say_hop(hop: Mapping[str, Any]) -> str:
+    """`research: pool workers → a@fabric.local`, `recipient: mailbox a@fabric.local`."""
+    decision, target = hop.get("decision") or "mailbox", hop.get("target")
+    group = f" {hop.get('queue') or ''} →".replace("  ", " ") if decision in ("pool", "list") else ""
+    return f"{hop.get('rule') or 'recipient'}: {decision}{group} {target or ''}".rstrip()
+
+
+def _say_loop(verdict: object) -> str:
+    if not isinstance(verdict, dict):
+        return "the loop guard warned"
+    return (
+        f"the loop guard warned: {verdict.get('rule')} is {verdict.get('count')}, it warns from {verdict.get('limit')}"
+    )
 
 
 def _say(step: Step) -> str:

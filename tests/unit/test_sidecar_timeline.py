@@ -135,7 +135,13 @@ def test_a_chain_of_a_thousand_answers_is_no_trouble() -> None:
 
 def test_times_and_waits_from_sending_to_acknowledgement() -> None:
     events = Events()
-    events.add(1, "message.accepted", 0, PLANNER, route=[{"rule": "busy", "decision": "pool", "target": "workers"}])
+    events.add(
+        1,
+        "message.accepted",
+        0,
+        PLANNER,
+        route=[{"rule": "busy", "decision": "pool", "queue": "workers", "target": RESEARCHER}],
+    )
     events.add(1, "delivery.mailbox", 2, None, recipient=RESEARCHER, attempt=1, waited_ms=2)
     events.add(1, "message.read", 50, RESEARCHER, mailbox=RESEARCHER, pickup_ms=48)
     events.add(1, "message.flagged", 130, RESEARCHER, flags=["$AimxDone"], ack=True)
@@ -149,7 +155,7 @@ def test_times_and_waits_from_sending_to_acknowledgement() -> None:
         ("read", 50, 48),
         ("acknowledged", 130, 80),
     ]
-    assert first.steps[1].text == "busy → pool workers"
+    assert first.steps[1].text == f"busy: pool workers → {RESEARCHER}"
     assert first.outcome == "acknowledged"
     assert first.duration_ms == 130
     assert found.entries[1].answered_after_ms == 118
@@ -275,3 +281,13 @@ def test_an_entry_says_how_long_its_agent_thought_even_when_delivery_is_unknown(
     found = tree([message(1, PLANNER, CRITIC, at=0), message(2, CRITIC, PLANNER, at=70, depth=2, answers=1)])
     answer: Entry = found.entries[1]
     assert answer.answered_after_ms == 70
+
+
+def test_a_warning_of_the_loop_guard_is_a_step_and_a_warning() -> None:
+    events = Events()
+    events.add(1, "message.accepted", 0, PLANNER, loop={"rule": "repeats", "count": 4, "limit": 3})
+    found = tree([message(1, PLANNER, CRITIC, at=0)], events)
+    assert [step.kind for step in found.entries[0].steps] == ["accepted", "warned"]
+    assert [(w.kind, w.text) for w in warnings(found, LoopLimits())] == [
+        ("loop", "the loop guard warned: repeats is 4, it warns from 3")
+    ]
