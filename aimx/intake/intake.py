@@ -13,16 +13,15 @@ from typing import Any
 
 from aimx.audit import events
 from aimx.config import Settings
-from aimx.delivery.attempt import Attempt, event
 from aimx.delivery.retry import Backoff
-from aimx.delivery.transport import Later, Never
 from aimx.identity.agents import Directory
 from aimx.identity.sender import header_refusal
 from aimx.intake import stamp
+from aimx.intake.commit import accepted, commit
 from aimx.intake.envelope import Envelope, HeaderTooLarge, Octets, Reply, Upload
-from aimx.intake.plan import First, Terms, facts, first, plan
+from aimx.intake.plan import Terms, facts, plan
 from aimx.intake.told import Told, tell
-from aimx.message import dsn, fingerprint, identifier
+from aimx.message import fingerprint, identifier
 from aimx.message.header import HeaderBlock
 from aimx.message.part import payload_leaf
 from aimx.message.stamp import received
@@ -31,7 +30,6 @@ from aimx.routing.table import Facts, Route, RoutingTable
 from aimx.store.contract import (
     Agent,
     Ancestor,
-    Due,
     EventRow,
     Lineage,
     NewMessage,
@@ -44,7 +42,7 @@ from aimx.store.contract import (
     Unavailable,
 )
 from aimx.telemetry import metrics
-from aimx.telemetry.context import Choice, Context, Door, Hop, Source, choose, write
+from aimx.telemetry.context import Choice, Context, Door, Hop, Source, choose
 from aimx.telemetry.span import INTERNAL, SERVER, Span, Tracer
 from aimx.tlog.leaf import new_key
 from aimx.tlog.note import Signer
@@ -61,7 +59,6 @@ CONTEXTS = metrics.counter("aimx.context.extracted")
 LOOPS = metrics.counter("aimx.loops.detected")
 DEPTH = metrics.histogram("aimx.depth")
 HOPS = metrics.histogram("aimx.hops")
-BOUNCES = metrics.counter("aimx.bounces")
 
 TRY_LATER = Reply(451, "4.3.0", "the message could not be stored now and was not taken; send it again")
 
@@ -239,36 +236,6 @@ class Intake:
         assert isinstance(placed, Placed), "an append is placed or refused"
         return placed
 
-    async def bounce(self, due: Due, result: Never | Later, span: Span) -> None:
-        """Tell the sender that a delivery was given up: the DSN (RFC 3464) and the end of the delivery are one commit.
-
-        `span` is the `dead-letter` span; the DSN continues its trace. A DSN is never bounced (RFC 3464 §2).
-        """
-        now_ms = _now_ms()
-        eid = identifier.new_eid(now_ms)
-        sender = await self._directory.agent(due.sender) if due.sender else None
-        bounced = events.message_bounced(
-            self._stamp(now_ms, SpanRef(span.trace_id, span.span_id), None),
-            message=due.eid,
-            key=due.key or new_key(),
-            recipient=due.target.address,
-            why=result.reason,
-            attempt=due.attempt,
-            dsn=None if sender is None else eid,
-            facts={
-                "recipient": due.target.address,
-                "reason": result.reason,
-                "text": result.text,
-                "attempt": due.attempt,
-                "dsn": None if sender is None else eid,
-            },
-        )
-        BOUNCES.labels(result.reason).add()
-        if sender is None:
-            await self._store.settle(due, [bounced])
-            return
-        await self._send_dsn(eid, due, result, span, now_ms, bounced)
-
     # ── the way of a message ─────────────────────────────────────────────────────────────────────────────────────────
 
     async def _open(self, envelope: Envelope) -> _Arrival:
@@ -321,11 +288,12 @@ class Intake:
         }
         if verdict.kind == "warn":
             known["loop"] = {"rule": verdict.rule, "count": verdict.count, "limit": verdict.limit}
-        accepted = self._accepted(message, arrival.octets, arrival.span, envelope.upload.size, known)
-        await self._commit(message, planned.firsts, accepted, arrival.span)
+        node = self.settings.node
+        row = accepted(node, message, arrival.octets, arrival.span, envelope.upload.size, known)
+        await commit(self._store, node, message, planned.firsts, row, arrival.span)
         ACCEPTED.labels("agent").add()
         SIZE.labels("agent").record(envelope.upload.size)
-        return self._receipt(message, arrival.octets, leaf_hash(accepted.leaf))
+        return self._receipt(message, arrival.octets, leaf_hash(row.leaf))
 
     def _check_outbox(self) -> None:
         """The log must keep up with the mail: what cannot be proved soon is not accepted now."""
@@ -472,129 +440,6 @@ class Intake:
             payload=arrival.payload,
             template=arrival.template,
         )
-
-    def _accepted(self, message: NewMessage, octets: Octets, span: Span, size: int, known: dict[str, Any]) -> EventRow:
-        return events.message_accepted(
-            self._stamp(message.t_ms, _ref(span.context), message.agent),
-            eid=message.eid,
-            key=new_key(),
-            data=octets.sha256,
-            header=sha256(message.header).digest(),
-            body=octets.body_sha256,
-            sender=message.sender,
-            recipients=message.recipients,
-            size=size,
-            auth="agent" if message.agent else "aimx",
-            facts=known,
-        )
-
-    async def _commit(
-        self,
-        message: NewMessage,
-        firsts: dict[str, First],
-        accepted: EventRow,
-        span: Span,
-        settles: tuple[int, EventRow] | None = None,
-    ) -> None:
-        """Message, first attempts and their events in one commit; the spans end with what it decided."""
-        append = span.child("audit append", INTERNAL, attributes={"aimx.audit.event": accepted.ev})
-        attempts = {
-            address: Attempt(
-                eid=message.eid,
-                key=accepted.key,
-                agent=message.agent,
-                number=1,
-                now_ms=message.t_ms,
-                created_ms=message.t_ms,
-                next_ms=this.target.next_ms,
-                span=this.target.attempt,
-            )
-            for address, this in firsts.items()
-        }
-
-        def witness(outcomes: Sequence[Outcome]) -> list[EventRow]:
-            rows = [accepted] if settles is None else [settles[1], accepted]
-            rows += [event(self.settings.node, attempts[found.target.address], found) for found in outcomes]
-            return rows
-
-        try:
-            outcomes = await self._store.accept(
-                message, [this.target for this in firsts.values()], witness, settles[0] if settles else None
-            )
-        except BaseException:
-            append.error("unavailable")
-            raise
-        finally:
-            append.end()
-        for outcome in outcomes:
-            address = outcome.target.address
-            firsts[address].end(attempts[address], outcome)
-
-    async def _send_dsn(
-        self, eid: str, due: Due, result: Never | Later, span: Span, now_ms: int, bounced: EventRow
-    ) -> None:
-        """Compose, stamp and store the DSN in the sender's own mailbox."""
-        original, _ = HeaderBlock.parse(await self._store.header(due.eid) or b"\r\n")
-        context = span.context
-        message_id = identifier.mint(context.trace_id, context.span_id, self._domains[0], self._message_id_key)
-        notice = dsn.Notice(
-            domain=self._domains[0],
-            host=self._domains[0],
-            to=due.sender,
-            message_id=message_id,
-            recipients=[
-                dsn.Recipient(
-                    address=due.target.address,
-                    action="failed",
-                    # RFC 3463 §3.5: what failed for now until the deadline failed by 4.4.7, delivery time expired.
-                    status=result.status if isinstance(result, Never) else "4.4.7",
-                    reason=result.text,
-                    last_attempt_ms=now_ms,
-                    attempts=due.attempt,
-                )
-            ],
-            original=original,
-            accepted_ms=due.created_ms,
-            now_ms=now_ms,
-            eid=due.eid,
-            trace_id=due.origin.trace_id,
-            event=bounced.eid,
-            stamps=[b"Return-Path: <>\r\n", f"AIMX-ID: {eid}\r\n".encode(), *write(context)],
-        )
-        octets = Octets.of(dsn.write(notice))
-        header = octets.header.to_bytes()
-        replied = identifier.message_ids(octets.header.get("In-Reply-To"))
-        message = NewMessage(
-            eid=eid,
-            t_ms=now_ms,
-            sender="",
-            agent=None,
-            recipients=(due.sender,),
-            header=header,
-            body=octets.body,
-            message_id=message_id,
-            in_reply_to=replied[0] if replied else None,
-            subject=octets.header.get("Subject") or "",
-            content_type="multipart/report",
-            workflow=due.workflow,
-            priority=0,
-            origin=_ref(context),
-            trace_flags=context.flags,
-            tracestate="",
-            baggage="",
-            context_source=Source.HOP.value,
-            received=_ref(context),
-            depth=0,
-            loop_key="",  # a report is nobody's turn
-            payload=b"",
-            template=b"",
-        )
-        known = {"dsn_for": due.eid, "recipients": [due.sender], "agent": None, "in_reply_to": message.in_reply_to}
-        accepted = self._accepted(message, octets, span, len(header) + len(octets.sample), known)
-        terms = self._terms(context, 0, now_ms)
-        firsts = {due.sender: first(due.sender, due.sender, "mailbox", span, terms)}
-        await self._commit(message, firsts, accepted, span, settles=(due.id, bounced))
-        ACCEPTED.labels("internal").add()
 
     def _receipt(self, message: NewMessage, octets: Octets, leaf: bytes) -> Reply:
         """The 250: the message's id and, where a receipt key is at hand, the signed promise that it will be logged."""

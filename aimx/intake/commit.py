@@ -1,0 +1,83 @@
+"""The accepting commit: message, first attempts and their events at once; the spans end with what it decided."""
+
+from collections.abc import Mapping, Sequence
+from hashlib import sha256
+from typing import Any, NamedTuple
+
+from aimx.audit import events
+from aimx.delivery.attempt import Attempt, event
+from aimx.intake.envelope import Octets
+from aimx.intake.plan import First
+from aimx.store.contract import EventRow, NewMessage, Outcome, SpanRef, Store
+from aimx.telemetry.span import INTERNAL, Span
+from aimx.tlog.leaf import new_key
+
+
+class Settled(NamedTuple):
+    """A delivery that the message (its DSN) ends, and the event that says so."""
+
+    delivery: int
+    event: EventRow
+
+
+def accepted(
+    node: str, message: NewMessage, octets: Octets, span: Span, size: int, facts: Mapping[str, Any]
+) -> EventRow:
+    """The event of the acceptance, with its final leaf. `size`: octets as received."""
+    stamp = events.Stamp(node, message.t_ms, SpanRef(span.trace_id, span.span_id), message.agent)
+    return events.message_accepted(
+        stamp,
+        eid=message.eid,
+        key=new_key(),
+        data=octets.sha256,
+        header=sha256(message.header).digest(),
+        body=octets.body_sha256,
+        sender=message.sender,
+        recipients=message.recipients,
+        size=size,
+        auth="agent" if message.agent else "aimx",
+        facts=facts,
+    )
+
+
+async def commit(
+    store: Store,
+    node: str,
+    message: NewMessage,
+    firsts: Mapping[str, First],
+    accepted: EventRow,
+    span: Span,
+    settled: Settled | None = None,
+) -> None:
+    """Durable when it returns. Raises what the store raises; then nothing was written."""
+    append = span.child("audit append", INTERNAL, attributes={"aimx.audit.event": accepted.ev})
+    attempts = {
+        address: Attempt(
+            eid=message.eid,
+            key=accepted.key,
+            agent=message.agent,
+            number=1,
+            now_ms=message.t_ms,
+            created_ms=message.t_ms,
+            next_ms=first.target.next_ms,
+            span=first.target.attempt,
+        )
+        for address, first in firsts.items()
+    }
+
+    def witness(outcomes: Sequence[Outcome]) -> list[EventRow]:
+        rows = [accepted] if settled is None else [settled.event, accepted]
+        rows += [event(node, attempts[found.target.address], found) for found in outcomes]
+        return rows
+
+    try:
+        targets = [first.target for first in firsts.values()]
+        outcomes = await store.accept(message, targets, witness, None if settled is None else settled.delivery)
+    except BaseException:
+        append.error("unavailable")
+        raise
+    finally:
+        append.end()
+    for outcome in outcomes:
+        address = outcome.target.address
+        firsts[address].end(attempts[address], outcome)

@@ -1,0 +1,381 @@
+"""One node: built from settings, run, and stopped. The only place that knows every part.
+
+A node's life is `Node.start → until stopped → Node.stop`; parts start in the order in which they need each other and
+stop in the reverse one, so that what came in is delivered, logged, signed and traced before the process ends.
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+import uvloop
+
+from aimx.audit import events
+from aimx.audit.keys import KeyUnusable, PublicKeys, load_or_create
+from aimx.audit.log import FILE as AUDIT_FILE
+from aimx.audit.log import LogError, Reader
+from aimx.audit.sequencer import Sequencer
+from aimx.config import Endpoint, SettingError, Settings
+from aimx.delivery.mailbox import MailboxTransport
+from aimx.delivery.queue import Queue
+from aimx.identity import tokens
+from aimx.identity.agents import Directory
+from aimx.identity.certificate import Certificates
+from aimx.imap import server as imap
+from aimx.intake.bounce import Bouncer
+from aimx.intake.intake import Intake
+from aimx.routing.table import RoutingTable
+from aimx.sidecar.app import create_app
+from aimx.sidecar.context import SidecarContext
+from aimx.smtp import server as smtp
+from aimx.smtp.budget import ByteBudget
+from aimx.smtp.session import Door
+from aimx.store.contract import SpanRef, StoreError
+from aimx.store.sqlite import SqliteStore
+from aimx.telemetry import logs, metrics
+from aimx.telemetry.export import TelemetrySettingError, open_metrics, open_tracer
+from aimx.telemetry.span import Tracer
+
+log = logging.getLogger("aimx.node")
+
+GRACE = 4.0
+"""Seconds that clients' messages in hand have at a stop. All of a stop stays within ten."""
+FLUSH = 2.0
+"""Seconds that the last spans have to reach the collector."""
+LOOK_EVERY = 1.0
+"""Seconds between looks at the configuration file and the certificate."""
+MEASURE_EVERY = 5.0
+
+MAIL_FILE = "mail.db"
+ADMIN_TOKEN = "admin.token"  # noqa: S105 — a file's name
+SECRET = "node.secret"  # noqa: S105
+READY = "ready.json"
+
+
+class CannotStart(Exception):
+    """The node cannot start. One line: what is wrong and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """Where a node answers: what `--ready-file` holds as JSON."""
+
+    smtp: str
+    smtps: str
+    imap: str
+    imaps: str
+    http: str
+    ca: str
+    admin_token_file: str
+
+
+class _Http(uvicorn.Server):
+    """uvicorn without its signal handlers: a node stops all its parts in one order."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+class Node:
+    """Everything one process runs on one data folder."""
+
+    def __init__(self, settings: Settings, reload: Callable[[], Settings] | None = None) -> None:
+        """`reload` reads the settings anew, for the routing rules; without it they stay as they are."""
+        self.settings = settings
+        self.first_start = False
+        self._reload = reload
+        self._stack = contextlib.AsyncExitStack()
+        self._ticking: list[asyncio.Task[None]] = []
+
+    async def start(self) -> Ready:
+        """Bind everything and serve. Raises CannotStart; what had started by then is stopped again."""
+        try:
+            return await self._start()
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def stop(self) -> None:
+        """Finish what is in hand and let go, within ten seconds."""
+        for task in self._ticking:
+            task.cancel()
+        await self._stack.aclose()
+
+    # ── building ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _start(self) -> Ready:
+        settings = self.settings
+        folder = prepare(settings.data)
+        self._stack.callback(os.close, lock(folder))
+        self.first_start = not (folder / MAIL_FILE).exists()
+        certificates = Certificates(folder / "tls", settings.domains)
+        certificates.ensure()
+        now_ms = time.time_ns() // 1_000_000
+        keys = load_or_create(folder, settings.domains[0], now_ms)
+        secret = tokens.node_secret(folder / SECRET)
+        admin = tokens.admin_token(folder / ADMIN_TOKEN)
+
+        tracer = self._open_telemetry()
+        store = SqliteStore(folder / MAIL_FILE, settings.node)
+        await store.open()
+        self._stack.push_async_callback(store.close)
+        sequencer = Sequencer(
+            store,
+            folder,
+            keys,
+            node=settings.node,
+            tracer=tracer,
+            integrate_within=settings.audit.integrate_within,
+            checkpoint_every=settings.audit.checkpoint_every,
+            heartbeat_every=settings.audit.heartbeat_every,
+        )
+        await sequencer.start()
+        self._stack.push_async_callback(sequencer.stop)
+
+        directory = Directory(store, settings.domains, settings.sign_in, secret=secret)
+        self._stack.callback(directory.close)
+        intake = Intake(
+            settings,
+            store,
+            directory,
+            tracer,
+            message_id_key=secret,
+            receipts=(keys.origin, keys.receipt),
+            outbox_age=lambda: sequencer.lag_ms / 1000,
+        )
+        mailbox = MailboxTransport(store, settings.node)
+        queue = Queue(settings, store, {mailbox.name: mailbox}, tracer, Bouncer(settings, store, directory, secret))
+        queue.start()
+        self._stack.push_async_callback(queue.stop)
+
+        bound = {name: bind(name, getattr(settings.listen, name)) for name in type(settings.listen).model_fields}
+        context = certificates.server_context()
+        budget = ByteBudget(settings.smtp.byte_budget)
+        smtp_server = smtp.Server(Door(settings.domains, settings.smtp, directory, intake, budget), context)
+        imap_server = imap.Server(imap.Door(settings, store, directory, intake, tracer, budget), context)
+        reader = Reader(folder / AUDIT_FILE)
+        self._stack.callback(reader.close)
+        sidecar = SidecarContext(
+            store=store,
+            log=reader,
+            keys=PublicKeys(keys.log.verifier, keys.receipt.verifier),
+            settings=settings,
+            is_admin=lambda token: tokens.same(token, admin),
+            metrics=metrics.PROCESS.render,
+            ready=lambda: self._problems(sequencer),
+            tracer=tracer,
+        )
+        http, serving = await serve_http(sidecar, context, bound["http"])
+        self._stack.push_async_callback(_stop_http, http, serving)
+        addresses = {
+            "smtp": smtp_server.listen(bound["smtp"], implicit_tls=False),
+            "smtps": smtp_server.listen(bound["smtps"], implicit_tls=True),
+            "imap": imap_server.listen(bound["imap"], implicit_tls=False),
+            "imaps": imap_server.listen(bound["imaps"], implicit_tls=True),
+        }
+        self._stack.push_async_callback(imap_server.stop, GRACE)
+        self._stack.push_async_callback(smtp_server.stop, GRACE)
+        metrics.observe("aimx.smtp.sessions", lambda: [((), smtp_server.open_connections)])
+        self._ticking = [
+            asyncio.create_task(self._look(intake, store, certificates), name="aimx-reload"),
+            asyncio.create_task(_measure(store), name="aimx-measure"),
+        ]
+        ready = Ready(
+            **{name: str(address) for name, address in addresses.items()},
+            http=f"https://{_endpoint(bound['http'])}",
+            ca=str(certificates.ca.resolve()),
+            admin_token_file=str((folder / ADMIN_TOKEN).resolve()),
+        )
+        announce(ready, folder / READY, settings.ready_file)
+        self._stack.callback((folder / READY).unlink, missing_ok=True)
+        return ready
+
+    def _open_telemetry(self) -> Tracer:
+        tracer = open_tracer()
+        pump = open_metrics()
+        close = getattr(tracer.sink, "close", None)
+        if pump is not None:
+            self._stack.push_async_callback(asyncio.to_thread, pump.close, FLUSH)
+        if close is not None:
+            self._stack.push_async_callback(asyncio.to_thread, close, FLUSH)
+        return tracer
+
+    def _problems(self, sequencer: Sequencer) -> list[str]:
+        lag = sequencer.lag_ms / 1000
+        if lag > self.settings.audit.max_lag:
+            return [f"the audit log is {lag:.0f} s behind; look at free disk space and at the log"]
+        return []
+
+    # ── reloading ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _look(self, intake: Intake, store: SqliteStore, certificates: Certificates) -> None:
+        """Take changed rules and certificates into use. A bad file keeps what was there and says so."""
+        path = self.settings.config
+        seen = _modified(path)
+        while True:
+            await asyncio.sleep(LOOK_EVERY)
+            certificates.reload()
+            now = _modified(path)
+            if now == seen:
+                continue
+            seen = now
+            await self._reload_rules(intake, store)
+
+    async def _reload_rules(self, intake: Intake, store: SqliteStore) -> None:
+        if self._reload is None:
+            return
+        try:
+            settings = self._reload()
+        except SettingError as error:
+            log.error("rules not reloaded, the old ones stay: %s", error, extra={"event": "rules.kept"})
+            return
+        intake.settings, intake.table = settings, RoutingTable(settings)
+        log.info("rules reloaded: %d rules", len(settings.routes), extra={"event": "rules.reloaded"})
+        root = os.urandom(24)
+        stamp = events.Stamp(self.settings.node, time.time_ns() // 1_000_000, SpanRef(root[:16], root[16:]), "admin")
+        changed = events.config_changed(stamp, what="rules.reloaded", by="admin", subject="route")
+        try:
+            await store.record([changed])
+        except StoreError:
+            log.error("the reload of the rules could not be recorded", extra={"event": "rules.reloaded"})
+
+
+def serve(
+    settings: Settings,
+    reload: Callable[[], Settings] | None = None,
+    announce: Callable[[Ready, bool], None] | None = None,
+) -> int:
+    """Run a node until SIGTERM or SIGINT. `announce` is told where it answers and whether this is its first start.
+
+    Returns the exit code: 0 after a stop that was asked for, 1 when it could not start (one line on standard error).
+    """
+    logs.configure(settings.log_level)
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(_serve(settings, reload, announce))
+    except (CannotStart, SettingError, KeyUnusable, LogError, TelemetrySettingError) as error:
+        print(f"aimx: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+async def _serve(
+    settings: Settings,
+    reload: Callable[[], Settings] | None,
+    announce: Callable[[Ready, bool], None] | None,
+) -> None:
+    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopped.set)
+    node = Node(settings, reload)
+    ready = await node.start()
+    try:
+        if announce is not None:
+            announce(ready, node.first_start)
+        await stopped.wait()
+        log.info("stopping", extra={"event": "node.stopping"})
+    finally:
+        await node.stop()
+
+
+# ── parts ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def prepare(folder: Path) -> Path:
+    """The data folder, made 0700; one that others may enter is refused."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        mode = folder.stat().st_mode & 0o777
+    except OSError as error:
+        raise CannotStart(f"data: {str(folder)!r} cannot be used: {error.strerror}; choose another --data") from None
+    if mode & 0o077:
+        raise CannotStart(f"data: {str(folder)!r} is open to others (mode {mode:o}); run: chmod 700 {folder}")
+    return folder.resolve()
+
+
+def lock(folder: Path) -> int:
+    """One node a folder. The lock goes with the process, however it ends."""
+    descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise CannotStart(f"data: another node runs on {str(folder)!r}; stop it or choose another --data") from None
+    return descriptor
+
+
+def bind(name: str, endpoint: Endpoint) -> socket.socket:
+    try:
+        return smtp.bind(endpoint)
+    except OSError as error:
+        raise CannotStart(
+            f"listen.{name}: {endpoint} cannot be bound ({error.strerror}); choose another --{name}"
+        ) from None
+
+
+def announce(ready: Ready, *paths: Path | None) -> None:
+    """Write the ready file: whole or not at all, for somebody is waiting for it."""
+    text = json.dumps(asdict(ready), indent=1) + "\n"
+    for path in paths:
+        if path is not None:
+            tokens.write_private(path, text.encode())
+
+
+async def serve_http(context: SidecarContext, tls: Any, listener: socket.socket) -> tuple[_Http, asyncio.Task[None]]:
+    """The sidecar on a bound socket; returns once it answers."""
+    config = uvicorn.Config(
+        create_app(context), log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=2
+    )
+    config.load()
+    config.ssl = tls
+    http = _Http(config)
+    serving = asyncio.create_task(http.serve(sockets=[listener]), name="aimx-http")
+    while not http.started:
+        if serving.done():
+            raise CannotStart("listen.http: the HTTP side did not start; see the log")
+        await asyncio.sleep(0.01)
+    return http, serving
+
+
+async def _stop_http(http: _Http, serving: asyncio.Task[None]) -> None:
+    http.should_exit = True
+    await asyncio.wait([serving], timeout=GRACE)
+
+
+async def _measure(store: SqliteStore) -> None:
+    """Queue and outbox, for the gauges: asked for now and then, so that a scrape never waits for the store."""
+    depth = metrics.gauge("aimx.queue.depth").labels("mailbox")
+    oldest = metrics.gauge("aimx.queue.oldest_age").labels()
+    while True:
+        with contextlib.suppress(StoreError):
+            backlog = await store.backlog()
+            depth.set(backlog.queue_depth)
+            since = backlog.queue_oldest_ms
+            oldest.set(0 if since is None else max(0.0, time.time() - since / 1000))
+        await asyncio.sleep(MEASURE_EVERY)
+
+
+def _modified(path: Path | None) -> int | None:
+    try:
+        return None if path is None else path.stat().st_mtime_ns
+    except OSError:
+        return None
+
+
+def _endpoint(listener: socket.socket) -> Endpoint:
+    host, port = listener.getsockname()[:2]
+    return Endpoint(host, port)
