@@ -15,7 +15,7 @@ from aimx.audit import events
 from aimx.identity import tokens
 from aimx.sidecar.context import SidecarContext
 from aimx.sidecar.problems import Problem
-from aimx.sidecar.timeline import takes_part
+from aimx.sidecar.visibility import takes_part
 from aimx.store.contract import MessageRecord, SpanRef
 from aimx.telemetry.context import Context
 from aimx.telemetry.span import INTERNAL
@@ -87,8 +87,8 @@ async def witness(here: SidecarContext, caller: Caller, record: MessageRecord) -
     """
     if not caller.is_admin:
         return
-    copies = await here.store.located(record.eid)
-    box = (copies[0].owner, copies[0].folder) if copies else (record.agent or record.sender, "")
+    # No mailbox was opened, and naming a recipient's would tell the other parties of a blind copy.
+    box = ("", record.eid)
     with here.tracer.start("audit append", INTERNAL, Context(*record.origin)) as span:
         span.attributes = {"aimx.audit.event": "mailbox.accessed"}
         stamp = events.Stamp(here.settings.node, here.now_ms(), SpanRef(span.trace_id, span.span_id), "admin")

@@ -6,7 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 from fastapi import FastAPI
 
 from aimx.audit.log import LogError
-from aimx.sidecar import conversations, describe, messages, node, problems, proofs
+from aimx.sidecar import describe, messages, node, problems, proofs, traces
 from aimx.sidecar.context import SidecarContext
 from aimx.sidecar.edge import Edge
 
@@ -27,7 +27,7 @@ def create_app(context: SidecarContext) -> FastAPI:
     app.state.verifying = asyncio.Lock()
     problems.install(app)
     app.add_exception_handler(LogError, problems.unreadable_log)
-    for part in (messages, conversations, proofs, node):
+    for part in (messages, traces, proofs, node):
         app.include_router(part.router)
     app.add_middleware(Edge)
     app.openapi = describe.openapi(app)  # type: ignore[method-assign]

@@ -24,7 +24,7 @@ from aimx.sidecar.models import (
 )
 from aimx.sidecar.payload import read_payload
 from aimx.sidecar.problems import Problem
-from aimx.sidecar.timeline import is_sender, seen_by, visible
+from aimx.sidecar.visibility import is_sender, seen_by, visible
 from aimx.store.contract import MessageFilter, MessageRecord, Store
 
 PART = 256 * 1024
@@ -97,9 +97,11 @@ async def get_message(here: Here, caller: SignedIn, eid: MessageId) -> MessageDe
     copies = await here.store.located(eid)
     waiting = await here.store.pending(eid)
     traces = await here.store.traces_of(eid)
+    if caller.agent is not None:
+        # Where others keep it is theirs to know, also when they have it from the caller.
+        copies = [copy for copy in copies if copy.owner == caller.agent]
     if caller.agent is not None and not is_sender(record, caller.agent):
         events = visible(record, events, caller.agent)
-        copies = [copy for copy in copies if copy.owner == caller.agent]
         waiting = [delivery for delivery in waiting if delivery.address == caller.agent]
         traces = list(dict.fromkeys([record.origin.trace_id, *(event.row.trace_id for event in events)]))
     return MessageDetail(

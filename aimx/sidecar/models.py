@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from aimx.sidecar.timeline import Counts, Participant, Timeline, facts
+from aimx.sidecar.timeline import Counts, Participant, Timeline
+from aimx.sidecar.visibility import facts
 from aimx.store.contract import Located, MessageRecord, Pending, StoredEvent
 
 ULID = r"^[0-7][0-9A-HJKMNP-TV-Z]{25}$"

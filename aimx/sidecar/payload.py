@@ -6,7 +6,7 @@ from aimx.message.header import HeaderBlock
 from aimx.message.part import payload_leaf
 from aimx.message.payload import MAX_SHOWN_BYTES, Descriptors, as_json, codec_of
 from aimx.sidecar.models import Payload
-from aimx.sidecar.timeline import clean
+from aimx.sidecar.visibility import clean
 from aimx.store.contract import MessageRecord, Store
 
 MAX_BODY = 2 * MAX_SHOWN_BYTES

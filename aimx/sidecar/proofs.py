@@ -22,7 +22,7 @@ from aimx.sidecar.describe import content, problems
 from aimx.sidecar.messages import MessageId
 from aimx.sidecar.models import A_ULID, ULID, MessageProof, VerifyReport
 from aimx.sidecar.problems import Problem
-from aimx.sidecar.timeline import is_sender, visible
+from aimx.sidecar.visibility import is_sender, visible
 from aimx.store.contract import StoredEvent
 from aimx.tlog.errors import FormatError
 from aimx.tlog.tile import parse_path

@@ -9,20 +9,14 @@ failed; else the newest earlier message that was delivered to the sender, one le
 the loop guard counts. Times are Unix milliseconds; `at_ms` counts from the start of the conversation.
 """
 
-import asyncio
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
-from aimx.store.contract import EventRow, MessageFilter, MessageRecord, NotFound, Store, StoredEvent
-
-MAX_MESSAGES = 1000
-"""Of one conversation; the newest are kept and `truncated` says so."""
-MAX_TRACES = 100
-"""Of one workflow, that are searched for refusals; the newest."""
-_PAGE = 200
-_AT_ONCE = 16
+from aimx.sidecar.conversation import Conversation, order, trace_conversation
+from aimx.sidecar.visibility import concerns, facts, takes_part
+from aimx.store.contract import MessageRecord, NotFound, Store, StoredEvent
 
 StepKind = Literal[
     "accepted", "routed", "warned", "delivered", "deferred", "bounced", "read", "flagged", "acknowledged",
@@ -48,10 +42,6 @@ _KINDS: dict[str, StepKind] = {
     "loop.warned": "warned",
     "loop.refused": "refused",
 }
-_HIDDEN = frozenset({"open", "k"})
-"""Keys of an event's detail that are openings of the audit log, not facts of the timeline."""
-_OTHERS = _HIDDEN | {"recipients", "route"}
-"""What a recipient is not shown: it may name those who got a blind copy."""
 
 
 @dataclass(slots=True)
@@ -176,93 +166,12 @@ class Timeline:
         return asdict(self)
 
 
-@dataclass(slots=True)
-class Conversation:
-    """What the store knows of a trace or a workflow, limited to what the viewer may see."""
-
-    traces: list[bytes]
-    records: list[MessageRecord]
-    """Oldest first."""
-    events: dict[str, list[StoredEvent]]
-    """By message."""
-    refused: list[StoredEvent]
-    """Refusals of messages that were never stored."""
-    truncated: bool
-
-
 async def timeline(store: Store, what: bytes | str, viewer: str | None = None) -> Timeline:
     """The conversation of a trace (16 bytes, or 32 hex digits) or of a message's trace (its id).
 
     `viewer` limits it to what that agent sent or received. Raises NotFound when there is nothing (to see).
     """
     return assemble(await trace_conversation(store, await _trace_of(store, what, viewer), viewer))
-
-
-async def trace_conversation(store: Store, trace_id: bytes, viewer: str | None = None) -> Conversation:
-    """Messages created in the trace, and those that only an event of the trace speaks of. Raises NotFound."""
-    records, truncated = await _messages(store, MessageFilter(trace_id=trace_id, viewer=viewer))
-    events = await store.events_of_trace(trace_id)
-    known = {record.eid for record in records}
-    # A late retry, or a FETCH of several messages, has a trace in which no message was created.
-    named = dict.fromkeys(eid for event in events for eid in (event.row.ref, *event.row.messages) if eid is not None)
-    for eid in [eid for eid in named if eid not in known][: MAX_MESSAGES - len(records)]:
-        record = await store.message(eid)
-        if record is not None and (viewer is None or takes_part(record, viewer)):
-            records.append(record)
-    refused = _refusals(events, viewer)
-    if not records and not refused:
-        raise NotFound(f"nothing is known of trace {trace_id.hex()}")
-    records.sort(key=_order)
-    return await _conversation(store, [trace_id], records, refused, truncated, viewer)
-
-
-async def workflow_conversation(store: Store, workflow: str, viewer: str | None = None) -> Conversation:
-    """All messages of a workflow, whatever their traces. Raises NotFound."""
-    records, truncated = await _messages(store, MessageFilter(workflow=workflow, viewer=viewer))
-    if not records:
-        raise NotFound(f"no message names the workflow {workflow!r}")
-    traces = list(dict.fromkeys(record.origin.trace_id for record in records))
-    refused: list[StoredEvent] = []
-    for trace_id in traces[-MAX_TRACES:]:
-        found = _refusals(await store.events_of_trace(trace_id), viewer)
-        refused += [event for event in found if event.row.detail.get("workflow", workflow) == workflow]
-    truncated = truncated or len(traces) > MAX_TRACES
-    return await _conversation(store, traces, records, refused, truncated, viewer)
-
-
-def _refusals(events: list[StoredEvent], viewer: str | None) -> list[StoredEvent]:
-    """An agent sees its own."""
-    return [event for event in events if is_refusal(event.row) and (viewer is None or event.row.agent == viewer)]
-
-
-async def _conversation(
-    store: Store,
-    traces: list[bytes],
-    records: list[MessageRecord],
-    refused: list[StoredEvent],
-    truncated: bool,
-    viewer: str | None,
-) -> Conversation:
-    events = {record.eid: rows for record, rows in zip(records, await _events(store, records), strict=True)}
-    if viewer is not None:
-        events = {record.eid: visible(record, events[record.eid], viewer) for record in records}
-        records = [seen_by(record, viewer) for record in records]
-    return Conversation(traces, records, events, refused, truncated)
-
-
-async def _messages(store: Store, what: MessageFilter) -> tuple[list[MessageRecord], bool]:
-    """Its messages, oldest first, at most MAX_MESSAGES (the newest), and whether there are more."""
-    found: list[MessageRecord] = []
-    before: str | None = None
-    while len(found) <= MAX_MESSAGES:
-        page = await store.find(what, _PAGE, before)
-        found += page
-        if len(page) < _PAGE:
-            break
-        before = page[-1].eid
-    kept = found[:MAX_MESSAGES]
-    kept.sort(key=_order)
-    return kept, len(found) > MAX_MESSAGES
 
 
 async def _trace_of(store: Store, what: bytes | str, viewer: str | None) -> bytes:
@@ -277,81 +186,6 @@ async def _trace_of(store: Store, what: bytes | str, viewer: str | None) -> byte
     if record is None or (viewer is not None and not takes_part(record, viewer)):
         raise NotFound(f"there is no message {what}")
     return record.origin.trace_id
-
-
-async def _events(store: Store, records: list[MessageRecord]) -> list[list[StoredEvent]]:
-    # By message and not by trace: a FETCH of several messages, or a late retry, has a trace of its own.
-    gate = asyncio.Semaphore(_AT_ONCE)
-
-    async def of(eid: str) -> list[StoredEvent]:
-        async with gate:
-            return await store.events_of(eid)
-
-    return await asyncio.gather(*(of(record.eid) for record in records))
-
-
-# ── who may see what ─────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def takes_part(record: MessageRecord, viewer: str) -> bool:
-    """Whether the agent sent or received it. A trace or workflow id by itself grants nothing."""
-    return viewer in (record.agent, record.sender) or viewer in record.delivered_to
-
-
-def is_sender(record: MessageRecord, viewer: str) -> bool:
-    # The authenticated account, where there was one: the envelope sender alone is only a claim.
-    return viewer == (record.agent if record.agent is not None else record.sender)
-
-
-def seen_by(record: MessageRecord, viewer: str) -> MessageRecord:
-    """What a recipient may know of the envelope: not who else got a (blind) copy."""
-    if is_sender(record, viewer):
-        return record
-    return replace(
-        record,
-        recipients=tuple(address for address in record.recipients if address.lower() == viewer),
-        delivered_to=tuple(address for address in record.delivered_to if address == viewer),
-    )
-
-
-def visible(record: MessageRecord, events: Iterable[StoredEvent], viewer: str) -> list[StoredEvent]:
-    """The events of a message that this agent may see: all of what it sent, else those about its own copy."""
-    if is_sender(record, viewer):
-        return list(events)
-    own = [event for event in events if event.row.ev == "message.accepted" or _concerns(event.row) == viewer]
-    return [replace(event, row=replace(event.row, detail=_without_others(event.row.detail))) for event in own]
-
-
-def _concerns(row: EventRow) -> str | None:
-    recipient = row.detail.get("recipient")
-    return recipient if isinstance(recipient, str) else row.agent
-
-
-def _without_others(detail: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in detail.items() if key not in _OTHERS}
-
-
-def facts(row: EventRow) -> dict[str, Any]:
-    """An event's timeline facts: its detail without the audit log's openings."""
-    return {clean(key): clean(value) for key, value in row.detail.items() if key not in _HIDDEN}
-
-
-def clean(value: Any) -> Any:
-    """A JSON value without lone surrogates, which an escape in somebody's JSON can hold and UTF-8 cannot."""
-    match value:
-        case str():
-            return value if value.isascii() else value.encode("utf-8", "replace").decode()
-        case dict():
-            return {clean(key): clean(item) for key, item in value.items()}
-        case list() | tuple():
-            return [clean(item) for item in value]
-        case _:
-            return value
-
-
-def is_refusal(row: EventRow) -> bool:
-    """A message that was refused during the dialogue, so that only the event knows of it."""
-    return row.ref is None and row.ev in ("loop.refused", "message.rejected")
 
 
 # ── the tree, from plain data ────────────────────────────────────────────────────────────────────────────────────────
@@ -414,18 +248,14 @@ class _Answers:
         if failed is not None and failed != entry.id:
             return failed, "failure"
         for record in reversed(self._by_message_id.get(in_reply_to or "", [])):
-            if _order(record) < earlier:
+            if order(record) < earlier:
                 return record.eid, "in_reply_to"
         seen = self._by_recipient.get(entry.sender, [])
-        seen = seen[: bisect_left(seen, earlier, key=_order)]
+        seen = seen[: bisect_left(seen, earlier, key=order)]
         if not seen or (entry.depth is not None and entry.depth <= seen[0].depth):
             return None, None
         above = (record for record in reversed(seen) if entry.depth is not None and record.depth == entry.depth - 1)
         return next(above, seen[-1]).eid, "trace"
-
-
-def _order(record: MessageRecord) -> tuple[int, str]:
-    return record.t_ms, record.eid
 
 
 def _in_reading_order(entries: list[Entry]) -> list[Entry]:
@@ -563,7 +393,7 @@ def _step(event: StoredEvent, started: int) -> Step:
         eid=row.eid,
         t_ms=row.t_ms,
         at_ms=row.t_ms - started,
-        agent=_concerns(row),
+        agent=concerns(row),
         attempt=_number(row.detail.get("attempt")),
         wait_ms=None,
         next_ms=_number(row.detail.get("next_ms")) if kind == "deferred" else None,

@@ -6,8 +6,10 @@ from typing import Any
 import pytest
 
 from aimx.config import LoopLimits
-from aimx.sidecar.conversations import warnings
-from aimx.sidecar.timeline import Conversation, Entry, Timeline, assemble, is_refusal, seen_by, visible
+from aimx.sidecar.conversation import Conversation
+from aimx.sidecar.timeline import Entry, Timeline, assemble
+from aimx.sidecar.traces import warnings
+from aimx.sidecar.visibility import is_refusal, seen_by, visible
 from aimx.store.contract import EventRow, MessageRecord, SpanRef, StoredEvent
 
 TRACE = bytes.fromhex("4bf92f3577b34da6a3ce929d0e0e4736")

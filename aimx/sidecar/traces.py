@@ -6,9 +6,10 @@ from fastapi import APIRouter, Path
 
 from aimx.config import LoopLimits
 from aimx.sidecar.access import Here, SignedIn
+from aimx.sidecar.conversation import MAX_MESSAGES, trace_conversation, workflow_conversation
 from aimx.sidecar.describe import problems
 from aimx.sidecar.models import A_TRACE, TRACE_ID, Event, Message, TraceView, Warning, WorkflowView
-from aimx.sidecar.timeline import MAX_MESSAGES, Timeline, assemble, trace_conversation, workflow_conversation
+from aimx.sidecar.timeline import Timeline, assemble
 
 router = APIRouter(tags=["conversations"])
 
