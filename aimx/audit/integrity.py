@@ -96,16 +96,19 @@ def _check_leaves(reader: Reader, state: State, claims: list[Claim], report: Rep
         if hashes is None:
             return erased
         report.leaves += end - start
-        at, nodes = start, list[tuple[int, int, bytes]]()
+        at, nodes, held = start, list[tuple[int, int, bytes]](), list[tuple[Claim, bytes]]()
         while claim.size <= end and claim.source:
             nodes += frontier.extend(hashes[at - start : claim.size - start], tile.HEIGHT)
             at = claim.size
-            _check_claim(claim, frontier, report)
+            held.append((claim, frontier.root()))
             claim = next(waiting)
         nodes += frontier.extend(hashes[at - start :], tile.HEIGHT)
+        # Nodes first: they say where it is wrong to 256 leaves, a checkpoint only that it is.
         _check_nodes(reader, nodes, report)
+        for checked, root in held:
+            _check_claim(checked, root, report)
     while claim.source:
-        _check_claim(claim, frontier, report)
+        _check_claim(claim, frontier.root(), report)
         claim = next(waiting)
     if frontier.root() != state.root or frontier != state.frontier:
         report.add("root-differs", f"the {state.size} leaves do not add up to the root that is stored for them")
@@ -144,8 +147,7 @@ def _ref(entry: bytes) -> str | None:
     return rest[:26].decode("ascii", "replace") if found else None
 
 
-def _check_claim(claim: Claim, frontier: Frontier, report: Report) -> None:
-    root = frontier.root()
+def _check_claim(claim: Claim, root: bytes, report: Report) -> None:
     if root != claim.root:
         ours, theirs = base64.b64encode(root).decode(), base64.b64encode(claim.root).decode()
         text = f"{claim.source} was signed for {claim.size} leaves with root {theirs}; they now give {ours}"
@@ -165,7 +167,9 @@ def _check_nodes(reader: Reader, nodes: list[tuple[int, int, bytes]], report: Re
             if place >= len(stored) or stored[place] != node:
                 leaf = index << tile.HEIGHT * level
                 last = leaf + (1 << tile.HEIGHT * level) - 1
-                report.add("node-differs", f"leaves {leaf} to {last} are not those that were hashed into the tree", leaf)
+                report.add(
+                    "node-differs", f"leaves {leaf} to {last} are not those that were hashed into the tree", leaf
+                )
                 break
 
 
@@ -180,5 +184,5 @@ def _check_signed_in_time(reader: Reader, signed: int, size: int, report: Report
     digits = rest.partition(b",")[0]
     age_s = time.time() - int(digits) / 1000 if digits.isdigit() else float("inf")
     if age_s > PROMISE_SECONDS:
-        text = f"{size - signed} leaves are under no signed checkpoint, the first for {age_s:.0f} s; start the node to sign"
-        report.add("unsigned", text, signed)
+        text = f"{size - signed} leaves are under no signed checkpoint, the first of them for {age_s:.0f} s"
+        report.add("unsigned", f"{text}; start the node to have them signed", signed)

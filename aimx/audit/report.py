@@ -1,11 +1,11 @@
 """What a verification says: separate words for separate promises, the first thing that is wrong, and what was checked.
 
-    CONSISTENT      every leaf hashes to the tree, and every signed checkpoint at hand is a state this log went through
-    COMPLETE        every event and message of the store has its leaf, every leaf its event, every opening its commitment
-    PENDING         complete, but for events committed a moment ago that the log has yet to take in
-    UNRECONCILED    rows and leaves do not agree
-    NOT ANCHORED    nobody outside this machine has been asked: whoever owns the machine and the key could have rewritten
-                    everything at once
+CONSISTENT      every leaf hashes to the tree, and every signed checkpoint at hand is a state this log went through
+COMPLETE        every event and message of the store has its leaf, every leaf its event, every opening its commitment
+PENDING         complete, but for events committed a moment ago that the log has yet to take in
+UNRECONCILED    rows and leaves do not agree
+NOT ANCHORED    nobody outside this machine has been asked: whoever owns the machine and the key could have rewritten
+                everything at once
 """
 
 from collections.abc import Mapping

@@ -1,0 +1,60 @@
+"""Verify a node's audit log against itself, its signatures, and the store beside it; while the node runs or not.
+
+    report = await verify(store, Path("aimx-data"))
+    print("\\n".join(report.lines()))
+    sys.exit(0 if report.ok else 1)
+
+The words of the verdict are explained in `report`.
+"""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from aimx.audit import integrity
+from aimx.audit.keys import PublicKeys, load_public
+from aimx.audit.log import FILE, LogError, Reader
+from aimx.audit.reconciliation import Evidence, Reconciliation
+from aimx.audit.report import Report
+from aimx.audit.sequencer import HIGH_WATER
+
+
+async def verify(
+    store: Evidence,
+    folder: Path,
+    *,
+    keys: PublicKeys | None = None,
+    remembered: Sequence[str] = (),
+    contents: bool = True,
+    patience_s: float = 2.0,
+) -> Report:
+    """Check everything a machine can check about itself.
+
+    `folder` is the data folder. `keys` are the verifier keys you hold; without them the folder's own are believed.
+    `remembered` are signed checkpoints you kept elsewhere: each must be a state this log went through. `contents`: also
+    hash every stored message again, which reads all mail. `patience_s`: how long to wait for events committed a moment
+    ago to reach the log. Raises KeyUnusable when there are no keys to verify with.
+    """
+    began = time.monotonic()
+    keys = keys or load_public(folder)
+    report = Report(keys.log.name)
+    high_water = await asyncio.to_thread(_read_high_water, folder / HIGH_WATER)
+    reader = Reader(folder / FILE)
+    try:
+        checked = await asyncio.to_thread(integrity.check, reader, keys.log, high_water, remembered, report)
+        run = Reconciliation(store, reader, checked, report, contents=contents, patience_s=patience_s)
+        await run.run()
+    except LogError as error:
+        report.add("log-unreadable", str(error))
+    finally:
+        reader.close()
+    report.seconds = time.monotonic() - began
+    return report
+
+
+def _read_high_water(path: Path) -> str | None:
+    try:
+        return path.read_text(errors="replace")
+    except OSError:
+        return None
