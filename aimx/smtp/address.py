@@ -2,6 +2,7 @@
 
 import re
 import unicodedata
+from functools import lru_cache
 from typing import NamedTuple
 
 from aimx.identity.addresses import MAX_DOMAIN, MAX_LOCAL
@@ -55,6 +56,7 @@ def parse_path(argument: str, default_domain: str) -> Path:
     return Path(_mailbox(path, default_domain) if path else "", _parameters(rest) if rest else {})
 
 
+@lru_cache(4096)
 def _mailbox(path: str, default_domain: str) -> str:
     if path.startswith("@"):
         # A source route is accepted and ignored (RFC 5321 §4.1.1.3, appendix C).

@@ -41,6 +41,10 @@ class Fault(Flag):
     """Not a line at all. Nothing more will be read."""
 
 
+NONE = Fault.NONE
+"""Compare with `is`: the truth of a Flag costs a call, and this is asked for every line."""
+
+
 class Line(NamedTuple):
     """A command line without its CRLF; empty when it was too long."""
 
@@ -94,7 +98,7 @@ class Receiver:
         """Octets of data that may be the beginning of the end; never more than 4."""
         self._run = 0
         """Length of the last line of data so far."""
-        self.fault = Fault.NONE
+        self.fault = NONE
         """Of the data so far."""
 
     @property
@@ -124,7 +128,7 @@ class Receiver:
         self._first = True
         self._tail = b"\r\n"
         self._run = 0
-        self.fault = Fault.NONE
+        self.fault = NONE
 
     def next_event(self) -> Event | None:
         if self._ended:
@@ -160,7 +164,7 @@ class Receiver:
             return Line(text, Fault.BARE_CR)
         if b"\0" in text:
             return Line(text, Fault.NUL)
-        return Line(text, Fault.NONE)
+        return Line(text, NONE)
 
     # ── data ──
 
@@ -195,7 +199,7 @@ class Receiver:
         if self._first:
             self._first = False
             piece = piece[2:]
-        if not self.fault & Fault.LONG_LINE:
+        if self.fault is NONE or Fault.LONG_LINE not in self.fault:
             self._measure(piece)
         return piece
 

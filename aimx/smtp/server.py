@@ -19,7 +19,7 @@ from typing import Any, cast
 import aiosmtpd.smtp
 
 from aimx.config import Endpoint
-from aimx.smtp.core import Receiver
+from aimx.smtp.core import NONE, Receiver
 from aimx.smtp.session import Door, Peer, Session, fault_text
 
 log = logging.getLogger("aimx.smtp")
@@ -180,8 +180,9 @@ class SMTP(aiosmtpd.smtp.SMTP):
             self._data_since = None
         elif self._data_since is None:
             self._data_since = self._moved
-            self._arm()
-        elif self._receiver.fault:
+            if self._timer is None or self._timer.when() > self._moved + self._server.door.settings.data_timeout:
+                self._arm()
+        elif self._receiver.fault is not NONE:
             self._arm()
 
     def _flush(self, dialog: Session) -> None:
@@ -255,7 +256,7 @@ class SMTP(aiosmtpd.smtp.SMTP):
         if self._data_since is not None and self._dialog is not None:
             allowed = settings.data_timeout + self._dialog.received / settings.min_rate
             due = min(due, self._data_since + allowed)
-            if self._receiver.fault:
+            if self._receiver.fault is not NONE:
                 due = min(due, self._moved + DRAIN_FOR)
         return due
 
@@ -280,7 +281,7 @@ class SMTP(aiosmtpd.smtp.SMTP):
             self._arm()
             return
         self._server.door.counters.timeouts += 1
-        if dialog.has_message and self._receiver.fault:
+        if dialog.has_message and self._receiver.fault is not NONE:
             self._end(554, "5.6.0", f"{fault_text(self._receiver.fault)}; where the message ends is unknown, closing")
         else:
             self._end(421, "4.4.2", "too slow, closing")

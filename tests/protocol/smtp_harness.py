@@ -23,6 +23,7 @@ from aimx.store.contract import Agent, Staged
 
 DOMAIN = "fabric.local"
 PASSWORD = "correct-horse-battery"
+ACCEPTED = Reply(250, "2.6.0", "accepted")
 PATIENCE = 15.0
 """Seconds a test waits for what must come."""
 
@@ -71,7 +72,7 @@ class RecordingIntake:
     store: AgentsOnly
     mails: list[Received] = field(default_factory=list)
     unknown: set[str] = field(default_factory=set)
-    answer: Reply = Reply(250, "2.6.0", "accepted")
+    answer: Reply = ACCEPTED
     error: Exception | None = None
     hold: asyncio.Event | None = None
     holding: asyncio.Event = field(default_factory=asyncio.Event)

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 import uvloop
-from smtp_harness import DOMAIN, Node, running
+from smtp_harness import DOMAIN, running
 
 MESSAGE = b"From: planner@fabric.local\r\nSubject: x\r\n\r\nhello\r\n"
 
