@@ -4,6 +4,7 @@ Criteria are kept in postfix order (operands before their operator), so that nei
 5,000 nested ORs cost what 5,000 ORs in a row cost. RFC 3501 §6.4.4.
 """
 
+from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -13,6 +14,7 @@ from aimx.imap import mime
 from aimx.imap.errors import Bad, No
 from aimx.imap.grammar import Cursor, SequenceSet
 from aimx.message.header import HeaderBlock
+from aimx.message.header import text as decode
 from aimx.store.search import (
     And,
     Everything,
@@ -33,6 +35,7 @@ from aimx.store.search import (
 MAX_DEPTH = 50
 """Of what is left when ORs of ORs and ANDs of ANDs are joined; a store may recurse that far."""
 MAX_KEYS = 20_000
+_MAX_UID = 1 << 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +53,7 @@ class Join(NamedTuple):
     size: int
 
 
-Leaf = Everything | HasFlag | Recent | Internal | Size | Header | Text | Sent
+Leaf = Everything | Uids | HasFlag | Recent | Internal | Size | Header | Text | Sent
 Criteria = tuple[Leaf | Numbers | Join, ...]
 
 
@@ -203,7 +206,7 @@ _KEYS: dict[str, Callable[[Cursor, str], Criteria]] = {
     "UNSEEN": _is_not("\\Seen"),
     "KEYWORD": lambda cursor, encoding: (HasFlag(_flag(cursor)),),
     "UNKEYWORD": lambda cursor, encoding: (HasFlag(_flag(cursor)), Join("not", 1)),
-    # Which UIDs are \Recent is the session's to know: `bind` puts it in.
+    # Which UIDs are \Recent is the session's to know: `numbered` puts it in.
     "RECENT": lambda cursor, encoding: (Recent(0),),
     "OLD": lambda cursor, encoding: (Recent(0), Join("not", 1)),
     "NEW": lambda cursor, encoding: (Recent(0), HasFlag("\\Seen"), Join("not", 1), Join("and", 2)),
@@ -230,23 +233,33 @@ _KEYS: dict[str, Callable[[Cursor, str], Criteria]] = {
 # --- for the store ---------------------------------------------------------------------------------------------------
 
 
-def bind(criteria: Criteria, uids_of: Callable[[bool, SequenceSet], Ranges], recent: Ranges) -> SearchKey:
-    """The tree the store is asked, with sequence sets and RECENT turned into UIDs by the session's view.
+def numbered(criteria: Criteria, ranges: Callable[[bool, SequenceSet], Ranges], recent: Ranges) -> Criteria:
+    r"""The criteria with sequence sets and RECENT as UIDs: only the session's view knows them.
 
-    `uids_of(by_uid, set)` may raise Bad for numbers that are not there.
+    `ranges(by_uid, set)` may raise Bad for numbers that are not there.
     """
+    return tuple(
+        Uids(ranges(token.by_uid, token.messages))
+        if isinstance(token, Numbers)
+        else Uids(recent)
+        if isinstance(token, Recent)
+        else token
+        for token in criteria
+    )
+
+
+def tree(criteria: Criteria) -> SearchKey:
+    """What the store is asked. `criteria` have been numbered."""
     stack: list[tuple[SearchKey, int]] = []  # key, depth
     for token in criteria:
         match token:
             case Join("not", _):
                 key, depth = stack.pop()
                 stack.append((key.key, depth - 1) if isinstance(key, Not) else (Not(key), depth + 1))
-            case Join(op, count):
-                stack[-count:] = [_joined(op, stack[-count:])]
-            case Numbers(by_uid, messages):
-                stack.append((Uids(uids_of(by_uid, messages)), 1))
-            case Recent():
-                stack.append((Uids(recent), 1))
+            case Join(op, size):
+                stack[-size:] = [_joined(op, stack[-size:])]
+            case Numbers():
+                raise AssertionError("criteria must be numbered first")
             case _:
                 stack.append((token, 1))
         if stack[-1][1] > MAX_DEPTH:
@@ -298,10 +311,8 @@ class Candidate(NamedTuple):
     body_text: Callable[[], str]
 
 
-def holds(
-    criteria: Criteria, candidate: Candidate, has_number: Callable[[bool, SequenceSet, int], bool], recent: Ranges
-) -> bool:
-    """Decide the whole of the criteria for one message. `has_number(by_uid, set, uid)` is the session's view."""
+def holds(criteria: Criteria, candidate: Candidate) -> bool:
+    """Decide the whole of the (numbered) criteria for one message."""
     stack: list[bool] = []
     for token in criteria:
         if isinstance(token, Join):
@@ -310,25 +321,19 @@ def holds(
                 all(operands) if token.op == "and" else any(operands) if token.op == "or" else not operands[0]
             ]
         else:
-            stack.append(_leaf_holds(token, candidate, has_number, recent))
+            stack.append(_leaf_holds(token, candidate))
     return stack[0]
 
 
-def _leaf_holds(
-    key: Leaf | Numbers,
-    candidate: Candidate,
-    has_number: Callable[[bool, SequenceSet, int], bool],
-    recent: Ranges,
-) -> bool:
+def _leaf_holds(key: Leaf | Numbers, candidate: Candidate) -> bool:
     match key:
         case Everything():
             return True
-        case Numbers(by_uid, messages):
-            return has_number(by_uid, messages, candidate.uid)
+        case Uids(ranges):
+            place = bisect_right(ranges, (candidate.uid, _MAX_UID)) - 1
+            return place >= 0 and ranges[place][0] <= candidate.uid <= ranges[place][1]
         case HasFlag(flag):
             return flag.lower() in (held.lower() for held in candidate.flags)
-        case Recent():
-            return any(low <= candidate.uid <= high for low, high in recent)
         case Internal(low_ms, high_ms):
             return (low_ms is None or candidate.internal_ms >= low_ms) and (
                 high_ms is None or candidate.internal_ms < high_ms
@@ -344,3 +349,16 @@ def _leaf_holds(
         case Text(where, text):
             wanted = text.casefold()
             return (where == "text" and wanted in candidate.header_text()) or wanted in candidate.body_text()
+        case Recent() | Numbers():
+            raise AssertionError("criteria must be numbered first")
+
+
+def texts(criteria: Criteria) -> set[bytes]:
+    """What BODY and TEXT keys look for, as lower-case UTF-8."""
+    return {token.text.lower().encode() for token in criteria if isinstance(token, Text)}
+
+
+def header_text(header: bytes, block: HeaderBlock) -> str:
+    """What SEARCH TEXT looks through in a header: as it stands, and decoded; case-folded."""
+    decoded = "\n".join(decode(field.value) for field in block.fields if b"=?" in field.raw)
+    return (header.decode("utf-8", "replace") + "\n" + decoded).casefold()

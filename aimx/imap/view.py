@@ -2,7 +2,7 @@ r"""What one session has been told of its mailbox, and what it must still be tol
 
 Rules of this file:
 
-1. The client's sequence numbers mean exactly `uids`. Only `announce` changes it, in step with what it returns for sending.
+1. The client's sequence numbers mean exactly `uids`. Only `announce` changes it, in step with what it returns.
 2. EXPUNGE is announced only when the caller allows it: never during FETCH, STORE, SEARCH (RFC 3501 §7.4.1), nor when no
    command is in progress, except in IDLE. EXISTS and flags may go at the end of any command.
 3. Whatever changed is learned from `Store.changes` alone, our own changes too, so that sessions cannot disagree. What a
@@ -24,8 +24,8 @@ class View:
     """The selected mailbox as this session's client knows it."""
 
     __slots__ = (
-        "_changed", "_exists_told", "_fresh", "_recent_told", "_told", "_uidnext", "_vanished", "gone", "mailbox",
-        "modseq", "read_only", "recent", "uids",
+        "_changed", "_fresh", "_told", "_uidnext", "_vanished",
+        "gone", "mailbox", "modseq", "read_only", "recent", "uids",
     )  # fmt: skip
 
     def __init__(self, snapshot: Snapshot, read_only: bool) -> None:
@@ -70,17 +70,11 @@ class View:
                 if low <= high:
                     found.append((low, high))
                 continue
-            if high != STAR and high > count or low != STAR and low > count and count:
+            if high != STAR and high > count:
                 raise Bad("no message has that number")
             if count:
                 found.append((self.uids[min(low, count) - 1], self.uids[min(high, count) - 1]))
         return _merged(found)
-
-    def holds(self, by_uid: bool, messages: SequenceSet, uid: int) -> bool:
-        """Whether the set names this message."""
-        ranges = self.ranges(by_uid, messages)
-        place = bisect_right(ranges, (uid, STAR)) - 1
-        return place >= 0 and ranges[place][0] <= uid <= ranges[place][1]
 
     def known(self, uids: Iterable[int]) -> Iterator[int]:
         """Those of ascending `uids` that the client knows."""
@@ -108,19 +102,28 @@ class View:
     def learn(self, changes: Changes) -> None:
         """Take in what happened since `modseq`; nothing is said yet."""
         self.gone = self.gone or changes.gone
+        fresh: list[int] = []
         for marked in changes.marked:
             if marked.uid >= self._uidnext:
-                self._fresh.append(marked.uid)
+                fresh.append(marked.uid)
             elif self._told.get(marked.uid, 0) < marked.modseq:
                 self._changed[marked.uid] = marked.flags
-        if self._fresh:
-            fresh_from = max(self._uidnext, changes.recent_from)
-            if self._fresh[-1] >= fresh_from:
-                self.recent.append((fresh_from, self._fresh[-1]))
-        self._vanished.update(changes.vanished)
+        recent_from = max(self._uidnext, changes.recent_from)
+        if fresh and fresh[-1] >= recent_from:
+            self.recent = list(_merged([*self.recent, (recent_from, fresh[-1])]))
+        self._fresh += fresh
         self._uidnext = max(self._uidnext, changes.uidnext)
         self.modseq = max(self.modseq, changes.modseq)
         self._told.clear()
+        if changes.vanished:
+            self._vanish(set(changes.vanished))
+
+    def _vanish(self, gone: set[int]) -> None:
+        """What came and went between two looks was never there."""
+        self._fresh = [uid for uid in self._fresh if uid not in gone]
+        self._vanished.update(uid for uid in gone if self.number(uid) is not None)
+        for uid in gone:
+            self._changed.pop(uid, None)
 
     def tell(self, marked: Iterable[Marked]) -> None:
         """The client knows these flags now: `learn` need not bring them up up to that MODSEQ."""
@@ -134,38 +137,28 @@ class View:
 
     def announce(self, expunge: bool, with_uid: bool = False) -> bytes:
         """The untagged responses that bring the client up to date; `expunge` says whether EXPUNGE is allowed now."""
-        out: list[bytes] = []
-        if expunge and self._vanished:
-            out += self._expunge()
+        out = self._expunge() if expunge and self._vanished else []
         if self._fresh:
-            fresh = [uid for uid in self._fresh if not expunge or uid not in self._vanished]
-            self._vanished.difference_update(set(self._fresh) - set(fresh))
+            self.uids.extend(self._fresh)
             self._fresh = []
-            if fresh:
-                self.uids.extend(fresh)
-                out.append(b"* %d EXISTS\r\n* %d RECENT\r\n" % (len(self.uids), self.recent_count()))
+            out.append(b"* %d EXISTS\r\n* %d RECENT\r\n" % (len(self.uids), self.recent_count()))
         for uid in sorted(self._changed):
             number = self.number(uid)
-            if number is not None and uid not in self._vanished:
+            if number is not None:
                 out.append(flags_response(number, uid if with_uid else None, self.flags(uid, self._changed[uid])))
         self._changed.clear()
         return b"".join(out)
 
     def _expunge(self) -> list[bytes]:
-        places = sorted(
-            place for place in (self.number(uid) for uid in self._vanished) if place is not None
-        )
+        places = sorted(number for number in map(self.number, self._vanished) if number is not None)
         # From the last to the first: no number shifts before it is used (RFC 3501 §7.4.1).
         out = [b"* %d EXPUNGE\r\n" % place for place in reversed(places)]
         if len(places) > 100:
-            gone = self._vanished
-            self.uids = array(self.uids.typecode, (uid for uid in self.uids if uid not in gone))
+            self.uids = array(self.uids.typecode, (uid for uid in self.uids if uid not in self._vanished))
         else:
             for place in reversed(places):
                 del self.uids[place - 1]
-        for uid in self._vanished:
-            self._changed.pop(uid, None)
-        self._vanished = self._vanished.intersection(self._fresh)
+        self._vanished = set()
         return out
 
     @property

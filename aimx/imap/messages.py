@@ -1,0 +1,311 @@
+"""Commands on the messages of the selected mailbox: FETCH, STORE, SEARCH, COPY, MOVE, EXPUNGE (RFC 3501 §6.4).
+
+Store calls are set-based: one question for a whole set, however many messages it names. Each function writes its
+untagged responses to the desk and returns the response code of the tagged OK, empty where there is none.
+"""
+
+import asyncio
+import time
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
+
+from aimx.imap import fetch as fetching
+from aimx.imap import mime, response
+from aimx.imap import search as searching
+from aimx.imap.command import Expunge, Fetch, Search, Store, Transfer
+from aimx.imap.errors import No
+from aimx.imap.mailboxes import find
+from aimx.imap.trace import Origin, Trail, Verb
+from aimx.imap.view import View, flags_response
+from aimx.message.header import HeaderBlock
+from aimx.store import contract
+from aimx.store.contract import Marked, Row, SpanRef
+from aimx.store.search import Ranges
+from aimx.telemetry import metrics
+from aimx.telemetry.span import MAX_LINKS
+
+PICKUP = metrics.histogram("aimx.pickup.latency")
+
+SEARCHED = 256 * 1024
+"""Octets of a body that SEARCH BODY decodes; of larger ones the rest is searched as it stands."""
+ROWS_A_WRITE = 500
+
+
+class Out(Protocol):
+    """Where responses go. `drain` waits while the peer does not take what was written."""
+
+    def write(self, data: bytes) -> None: ...
+    async def drain(self) -> None: ...
+
+
+@dataclass(slots=True)
+class Desk:
+    """What a command on messages works with."""
+
+    store: contract.Store
+    out: Out
+    origin: Origin
+    structures: fetching.Structures
+    view: View
+
+    def trail(self, verb: Verb) -> Trail:
+        box = self.view.mailbox
+        return Trail(self.origin, verb, box.key, box.name)
+
+    def may_write(self) -> None:
+        if self.view.read_only:
+            raise No("the mailbox was opened read-only", "READ-ONLY")
+
+
+# --- FETCH -----------------------------------------------------------------------------------------------------------
+
+
+async def fetch(desk: Desk, command: Fetch) -> str:
+    view = desk.view
+    plan = fetching.plan(command.items)
+    ranges = view.ranges(command.by_uid, command.messages)
+    trail = desk.trail("fetch")
+    asked = found = 0
+    read: list[Row] = []
+    for part in view.slices(ranges, plan.batch):
+        rows = await desk.store.fetch(
+            view.mailbox.key, part, header=plan.header, body=fetching.INLINE if plan.body else 0
+        )
+        found += len(rows)
+        await _send_rows(desk, plan, rows)
+        if plan.content:
+            read += [_without_octets(row) for row in rows]
+        asked += _count(view, part)
+    if read:
+        await _witness_read(desk, plan, trail, read, command.by_uid)
+    # Some were expunged by others and this client cannot be told yet (RFC 2180 §4.1.2, RFC 5530).
+    return "EXPUNGEISSUED" if found < asked else ""
+
+
+def _count(view: View, ranges: Ranges) -> int:
+    low, high = view.number(ranges[0][0]), view.number(ranges[-1][1])
+    if len(ranges) == 1 and low is not None and high is not None:
+        return high - low + 1
+    return sum((view.number(high) or 0) - (view.number(low) or 0) + 1 for low, high in ranges)
+
+
+async def _send_rows(desk: Desk, plan: fetching.Plan, rows: list[Row]) -> None:
+    view = desk.view
+    for place, row in enumerate(rows):
+        number = view.number(row.uid)
+        if number is None:
+            continue
+        flags = view.flags(row.uid, row.flags)
+        for piece in await fetching.respond(plan, number, row, flags, desk.store, desk.structures):
+            if isinstance(piece, fetching.Slice):
+                async for octets in fetching.read_slice(desk.store, piece):
+                    desk.out.write(octets)
+                    await desk.out.drain()
+            else:
+                desk.out.write(piece)
+        if plan.body or place % ROWS_A_WRITE == ROWS_A_WRITE - 1:
+            await desk.out.drain()
+    await desk.out.drain()
+
+
+def _without_octets(row: Row) -> Row:
+    row.header = row.body = None
+    return row
+
+
+async def _witness_read(desk: Desk, plan: fetching.Plan, trail: Trail, rows: list[Row], by_uid: bool) -> None:
+    r"""Record who read what, and set \Seen: one commit, durable before the tagged OK says so."""
+    span = trail.span([row.origin for row in rows])
+    unseen = [row for row in rows if "\\Seen" not in row.flags]
+    now_ms = time.time_ns() // 1_000_000
+    for row in unseen:
+        PICKUP.labels().record(max(now_ms - row.saved_ms, 0) / 1000)
+    if unseen:
+        span.set("aimx.pickup.latency", max(now_ms - min(row.saved_ms for row in unseen), 0) / 1000)
+    event = trail.read(span, [row.eid for row in rows])
+    try:
+        if not (plan.sees and unseen and not desk.view.read_only):
+            await desk.store.record([event])
+        else:
+            uids = response.ranges(row.uid for row in unseen)
+            done = await desk.store.mark(
+                desk.view.mailbox.key, uids, "add", frozenset({"\\Seen"}), lambda flagged: (event,)
+            )
+            _send_flags(desk, done.marked, by_uid)
+    except BaseException:
+        trail.end("NO")
+        raise
+    trail.end("OK")
+
+
+# --- STORE -----------------------------------------------------------------------------------------------------------
+
+
+async def store(desk: Desk, command: Store) -> str:
+    desk.may_write()
+    view = desk.view
+    ranges = view.ranges(command.by_uid, command.messages)
+    if not ranges:
+        return ""
+    trail = desk.trail("store")
+    before = view.modseq
+    try:
+        done = await desk.store.mark(
+            view.mailbox.key, ranges, command.mode, command.flags, trail.flagged(command.mode, command.flags)
+        )
+    except BaseException:
+        trail.end("NO")
+        raise
+    trail.end("OK")
+    if not command.silent:
+        _send_flags(desk, done.marked, command.by_uid)
+        await desk.out.drain()
+    elif all(entry.modseq <= before + 1 for entry in done.marked):
+        # Nobody came between what the client knows and its own change: it knows the outcome.
+        view.tell(done.marked)
+    return ""
+
+
+def _send_flags(desk: Desk, marked: list[Marked], by_uid: bool) -> None:
+    view = desk.view
+    lines: list[bytes] = []
+    for entry in marked:
+        number = view.number(entry.uid)
+        if number is not None:
+            flags = view.flags(entry.uid, entry.flags)
+            lines.append(flags_response(number, entry.uid if by_uid else None, flags))
+    view.tell(marked)
+    desk.out.write(b"".join(lines))
+
+
+# --- COPY, MOVE, EXPUNGE ---------------------------------------------------------------------------------------------
+
+
+async def transfer(desk: Desk, command: Transfer) -> str:
+    """COPY and MOVE, all or nothing (RFC 3501 §6.4.7, RFC 6851 §3.3); the response code is COPYUID (RFC 4315 §3)."""
+    view = desk.view
+    if command.move:
+        desk.may_write()
+    ranges = view.ranges(command.by_uid, command.messages)
+    to = await find(desk.store, view.mailbox.key.owner, command.mailbox, "TRYCREATE")
+    if not ranges:
+        return ""
+    trail = desk.trail("move" if command.move else "copy")
+    witness = trail.copied((to.key.owner, to.name), await _origins(desk, ranges))
+    act = desk.store.move if command.move else desk.store.copy
+    try:
+        done = await act(view.mailbox.key, ranges, to.key, witness)
+    except contract.NotFound as error:
+        raise No("there is no such mailbox", "TRYCREATE") from error
+    except BaseException:
+        trail.end("NO")
+        raise
+    trail.end("OK")
+    if not done.pairs:
+        return ""
+    sources = response.uid_set(source for source, _ in done.pairs).decode("ascii")
+    targets = response.uid_set(target for _, target in done.pairs).decode("ascii")
+    code = f"COPYUID {done.uidvalidity} {sources} {targets}"
+    if not command.move:
+        return code
+    # MOVE sends it untagged, before the EXPUNGEs (RFC 6851 §4.3).
+    desk.out.write(f"* OK [{code}] moved\r\n".encode("ascii"))
+    return ""
+
+
+async def _origins(desk: Desk, ranges: Ranges) -> list[SpanRef]:
+    """Creation contexts for the span: of the one message, or to link to."""
+    first = next(desk.view.slices(ranges, MAX_LINKS + 1), ())
+    return [row.origin for row in await desk.store.fetch(desk.view.mailbox.key, first)]
+
+
+async def expunge(desk: Desk, command: Expunge) -> str:
+    desk.may_write()
+    ranges = None if command.uids is None else desk.view.ranges(True, command.uids)
+    if ranges == ():
+        return ""
+    trail = desk.trail("expunge")
+    try:
+        await desk.store.expunge(desk.view.mailbox.key, ranges, lambda done: trail.expunged(done.eids))
+    except BaseException:
+        trail.end("NO")
+        raise
+    trail.end("OK")
+    return ""
+
+
+# --- SEARCH ----------------------------------------------------------------------------------------------------------
+
+
+async def search(desk: Desk, command: Search) -> str:
+    view = desk.view
+    criteria = searching.numbered(command.criteria, view.ranges, tuple(view.recent))
+    uids, exact = await desk.store.search(view.mailbox.key, searching.tree(criteria))
+    uids = list(view.known(uids))
+    if not exact:
+        uids = await _decide(desk, criteria, uids)
+    numbers = uids if command.by_uid else [number for number in map(view.number, uids) if number is not None]
+    desk.out.write(b"* SEARCH" + b"".join(b" %d" % number for number in numbers) + b"\r\n")
+    return ""
+
+
+async def _decide(desk: Desk, criteria: searching.Criteria, uids: list[int]) -> list[int]:
+    """Evaluate on the candidates what the store could not."""
+    needs = searching.needs(criteria)
+    held: list[int] = []
+    batch = 16 if needs.body else 100
+    for place in range(0, len(uids), batch):
+        part = response.ranges(uids[place : place + batch])
+        rows = await desk.store.fetch(
+            desk.view.mailbox.key, part, header=needs.header, body=SEARCHED if needs.body else 0
+        )
+        for row in rows:
+            beyond = await _beyond(desk, criteria, row) if needs.body and row.body is None else b""
+            if searching.holds(criteria, _candidate(row, beyond)):
+                held.append(row.uid)
+        await asyncio.sleep(0)  # a long search must not keep others from their turn
+    return held
+
+
+def _candidate(row: Row, beyond: bytes) -> searching.Candidate:
+    header = row.header or b""
+    block = HeaderBlock.parse(header)[0]
+    body = row.body if row.body is not None else beyond
+    return searching.Candidate(
+        row.uid,
+        row.flags,
+        row.internal_ms,
+        row.header_size + row.body_size,
+        block,
+        partial(searching.header_text, header, block),
+        partial(mime.text_of, header, body),
+    )
+
+
+async def _beyond(desk: Desk, criteria: searching.Criteria, row: Row) -> bytes:
+    """A large body as far as it is decoded, with every searched text that was found in the rest put behind it."""
+    octets = await desk.store.read_body(row.eid, 0, SEARCHED)
+    missing = {text for text in searching.texts(criteria) if text}
+    overlap = max(map(len, missing), default=1) - 1
+    tail, start = octets[-overlap:] if overlap else b"", len(octets)
+    found: list[bytes] = []
+    while missing and start < row.body_size:
+        part = await desk.store.read_body(row.eid, start, fetching.PART)
+        if not part:
+            break
+        window = (tail + part).lower()
+        here = {text for text in missing if text in window}
+        found += here
+        missing -= here
+        tail, start = window[-overlap:] if overlap else b"", start + len(part)
+    return b"\r\n".join([octets, *found])
+
+
+# --- closing ---------------------------------------------------------------------------------------------------------
+
+
+async def close(desk: Desk) -> None:
+    """CLOSE expunges without a word (RFC 3501 §6.4.2)."""
+    if not desk.view.read_only:
+        await expunge(desk, Expunge(None))

@@ -1,0 +1,474 @@
+"""Sockets, TLS, time limits, backpressure and stopping, around `session`.
+
+A connection is a protocol that feeds a `Framer` and one task that runs its `Session`. Octets wait in the framer until
+the session asks for the next command; when too many wait, reading pauses. What is written is collected and sent at once
+when the session waits. One sweep every few seconds looks at all deadlines: an idle session has no timer of its own.
+"""
+
+import asyncio
+import contextlib
+import logging
+import socket
+import ssl
+from collections import Counter
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from typing import Any, Protocol, cast
+
+from aimx.config import Endpoint, Settings
+from aimx.identity.agents import Directory
+from aimx.imap.errors import Bye
+from aimx.imap.fetch import Structures
+from aimx.imap.grammar import BEFORE_LOGIN, Continue, Framer, Limits, Raw, Refused
+from aimx.imap.session import Gone, Intake, Services, Session, State
+from aimx.store.contract import Store
+from aimx.telemetry.span import Tracer
+
+log = logging.getLogger("aimx.imap")
+
+HANDSHAKE_WITHIN = 15.0
+CLOSE_WITHIN = 5.0
+COMMAND_WITHIN = 120.0
+"""Seconds without an octet in the middle of a command: it may hold memory, so it may not dawdle like an idle client."""
+TAKE_WITHIN = 300.0
+"""Seconds a peer may leave what we send unread."""
+SWEEP_EVERY = 2.0
+MAX_WAITING = 64 * 1024
+"""Octets received and not worked on beyond which reading pauses."""
+SEND_AT = 64 * 1024
+"""Octets collected beyond which they are handed to the transport."""
+STRANGERS = 4
+"""An address may have one in so many of its connections (`imap.max_connections_per_address`) not signed in."""
+BACKLOG = 1024
+
+
+class Budget(Protocol):
+    """How many octets of unfinished messages the whole node may hold in memory."""
+
+    def take(self, octets: int) -> bool: ...
+    def give(self, octets: int) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Door:
+    """What the server stands before."""
+
+    settings: Settings
+    store: Store
+    directory: Directory
+    intake: Intake
+    tracer: Tracer
+    budget: Budget
+
+
+class Connection(asyncio.Protocol):
+    """One client. It is the session's `Wire`. All of it runs on the event loop."""
+
+    __slots__ = (
+        "_charged", "_framer", "_leaving", "_lost", "_moved", "_out", "_out_size", "_poked", "_reading_paused", "_room",
+        "_server", "_since", "_socket", "_task", "_upgrading", "_waiter", "_wakes_on_poke", "peer", "secure", "session",
+        "stranger",
+    )  # fmt: skip
+
+    def __init__(self, server: "Server", peer: str) -> None:
+        self._server = server
+        self.peer = peer
+        self.secure = False
+        self.stranger = True
+        """Has not signed in."""
+        self.session: Session | None = None
+        self._framer = Framer(BEFORE_LOGIN, server.door.budget.take)
+        self._charged = 0  # octets of the command in hand, to be given back to the budget
+        self._socket: asyncio.Transport | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._waiter: asyncio.Future[None] | None = None  # the session waits for octets
+        self._room: asyncio.Future[None] | None = None  # the peer does not take what we send
+        self._out: list[bytes] = []
+        self._out_size = 0
+        self._poked = self._wakes_on_poke = False
+        self._reading_paused = self._upgrading = self._lost = self._leaving = False
+        self._since = self._moved = server.loop.time()
+
+    # --- what the event loop calls ---
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._socket = cast(asyncio.Transport, transport)
+        self.secure = transport.get_extra_info("ssl_object") is not None
+        self._since = self._moved = self._server.loop.time()
+        self.session = Session(self._server.services, self)
+        self._task = self._server.hold(self._run(self.session))
+
+    def data_received(self, data: bytes) -> None:
+        self._moved = self._server.loop.time()
+        self._framer.feed(data)
+        if self._waiter is not None:
+            self._wake()
+        elif self._framer.buffered > MAX_WAITING and not self._reading_paused and self._socket is not None:
+            self._reading_paused = True
+            self._socket.pause_reading()
+
+    def eof_received(self) -> bool:
+        return False
+
+    def pause_writing(self) -> None:
+        if self._room is None:
+            self._room = self._server.loop.create_future()
+            self._moved = self._server.loop.time()
+
+    def resume_writing(self) -> None:
+        room, self._room = self._room, None
+        if room is not None and not room.done():
+            room.set_result(None)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if self._lost:
+            return
+        self._lost = True
+        self.resume_writing()
+        self._wake()
+        if self._task is None:
+            self._finish()
+
+    # --- the session's life ---
+
+    async def _run(self, session: Session) -> None:
+        try:
+            await session.run()
+        except Exception:
+            log.exception("IMAP session failed", extra={"peer": self.peer})
+        finally:
+            self._flush()
+            self._give_back()
+            self._framer.discard()
+            if self._socket is not None:
+                self._socket.close()
+                # A peer that does not read would keep close() waiting for ever.
+                self._server.loop.call_later(CLOSE_WITHIN, self._socket.abort)
+            self._finish()
+
+    def _finish(self) -> None:
+        self._server.closed(self)
+
+    def _give_back(self) -> None:
+        held = self._charged + self._framer.reserved
+        self._charged = self._framer.reserved = 0
+        if held:
+            self._server.door.budget.give(held)
+
+    # --- the session's wire: reading ---
+
+    def limit(self, limits: Limits) -> None:
+        self._framer.limits = limits
+        if self.stranger:
+            self.stranger = False
+            self._server.signed_in(self)
+
+    async def command(self) -> Raw | Refused:
+        if self._charged:
+            self._server.door.budget.give(self._charged)
+            self._charged = 0
+        while True:
+            if self._leaving and self._framer.idle:
+                raise Bye("the server is stopping")
+            event = self._framer.next()
+            if isinstance(event, Raw):
+                self._charged = event.reserved
+                return event
+            if isinstance(event, Refused):
+                self._give_back()
+                return event
+            if isinstance(event, Continue):
+                self.write(b"+ go ahead\r\n")
+                self._flush()
+            else:
+                await self._more()
+
+    async def line(self, limit: int) -> bytes:
+        while (line := self._framer.line(limit)) is None:
+            if self._leaving:
+                raise Bye("the server is stopping")
+            await self._more()
+        return line
+
+    async def line_or_poke(self, limit: int) -> bytes | None:
+        self._wakes_on_poke = True
+        try:
+            while (line := self._framer.line(limit)) is None:
+                if self._poked:
+                    self._poked = False
+                    return None
+                if self._leaving:
+                    raise Bye("the server is stopping")
+                await self._more()
+        finally:
+            self._wakes_on_poke = False
+        return line
+
+    def poke(self) -> None:
+        self._poked = True
+        if self._wakes_on_poke:
+            self._wake()
+
+    async def _more(self) -> None:
+        """Wait for octets, or whatever else wakes the session. What came before the peer left is still worked on."""
+        self._check_alive()
+        if self._reading_paused and self._socket is not None:
+            self._reading_paused = False
+            self._socket.resume_reading()
+        self._waiter = self._server.loop.create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+        if not self._framer.buffered:
+            self._check_alive()
+
+    def _check_alive(self) -> None:
+        if self._lost:
+            raise Gone
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    # --- the session's wire: writing ---
+
+    def write(self, data: bytes) -> None:
+        if not data:
+            return
+        self._out.append(data)
+        self._out_size += len(data)
+        if self._out_size >= SEND_AT:
+            self._flush()
+
+    async def drain(self) -> None:
+        self._flush()
+        if self._room is not None:
+            await asyncio.shield(self._room)
+        self._check_alive()
+
+    def _flush(self) -> None:
+        if self._out and self._socket is not None and not self._lost:
+            self._socket.write(self._out[0] if len(self._out) == 1 else b"".join(self._out))
+        self._out.clear()
+        self._out_size = 0
+
+    # --- STARTTLS ---
+
+    async def start_tls(self) -> None:
+        """Reading stops before anything is forgotten: whatever is read later is read by TLS."""
+        transport = self._socket
+        assert transport is not None
+        transport.pause_reading()
+        self._framer.discard()
+        self._upgrading = True
+        try:
+            secured = await self._server.loop.start_tls(
+                transport,
+                self,
+                self._server.context,
+                server_side=True,
+                ssl_handshake_timeout=HANDSHAKE_WITHIN,
+                ssl_shutdown_timeout=CLOSE_WITHIN,
+            )
+        except (OSError, TimeoutError) as error:  # ssl.SSLError is an OSError
+            log.info("TLS failed", extra={"event": "tls.failed", "peer": self.peer, "error": type(error).__name__})
+            secured = None
+        if secured is None or self._lost:
+            transport.abort()
+            self._lost = True
+            raise Gone
+        self._socket = secured
+        self._upgrading = self._reading_paused = False
+        self.secure = True
+        self._moved = self._server.loop.time()
+
+    # --- limits of time, and stopping ---
+
+    def sweep(self, now: float) -> None:
+        """End the session if it has been too slow."""
+        if self._lost or self._socket is None or self._upgrading:
+            return
+        settings = self._server.door.settings.imap
+        if self._room is not None:
+            if now - self._moved > TAKE_WITHIN:
+                self._socket.abort()
+            return
+        if self._waiter is None:
+            self._moved = now  # it is us who are slow
+            return
+        allowed = settings.idle_timeout if self._framer.idle else min(COMMAND_WITHIN, settings.idle_timeout)
+        if now - self._moved > allowed or (self.stranger and now - self._since > settings.login_timeout):
+            self._end("too slow, closing")
+
+    def leave(self) -> None:
+        """The node is stopping: the command in hand is finished, an idle client is told."""
+        self._leaving = True
+        self._wake()
+
+    def abort(self) -> None:
+        if self._socket is not None:
+            self._socket.abort()
+        if self._task is not None:
+            self._task.cancel()
+
+    def _end(self, text: str) -> None:
+        self.write(f"* BYE {text}\r\n".encode("ascii"))
+        self._flush()
+        self._lost = True
+        self._wake()
+
+
+class Server:
+    """All IMAP listeners of a process and their connections."""
+
+    def __init__(self, door: Door, context: ssl.SSLContext) -> None:
+        """`context`: TLS 1.3, from identity.certificate. To be made inside a running loop."""
+        self.door = door
+        self.context = context
+        self.loop = asyncio.get_running_loop()
+        settings = door.settings.imap
+        self.services = Services(
+            door.store,
+            door.directory,
+            door.intake,
+            door.tracer,
+            Structures(),
+            Limits(line=settings.max_line, literal=settings.max_line, message=settings.max_literal),
+            door.settings.node,
+            settings.max_errors,
+        )
+        self._listeners: list[tuple[socket.socket, asyncio.Task[None]]] = []
+        self._connections: set[Connection] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._by_address: Counter[str] = Counter()
+        self._strangers: Counter[str] = Counter()
+        self._all_gone = asyncio.Event()
+        self._sweeper = self.loop.create_task(self._sweep(), name="aimx-imap-sweep")
+
+    @property
+    def open_connections(self) -> int:
+        return len(self._connections)
+
+    def states(self) -> Counter[str]:
+        """How many sessions are in each state."""
+        sessions = [connection.session for connection in self._connections]
+        return Counter((session.state if session else State.CLEAR).name.lower() for session in sessions)
+
+    def listen(self, listener: socket.socket, *, implicit_tls: bool) -> Endpoint:
+        """Serve a bound, listening socket. Returns its address."""
+        listener.setblocking(False)
+        task = self.loop.create_task(self._accept(listener, implicit_tls))
+        self._listeners.append((listener, task))
+        host, port = listener.getsockname()[:2]
+        return Endpoint(host, port)
+
+    async def stop(self, grace: float) -> None:
+        """Take no more connections; commands in hand have `grace` seconds to be finished, other clients get BYE."""
+        for task in (self._sweeper, *(task for _, task in self._listeners)):
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+        for listener, _ in self._listeners:
+            listener.close()
+        self._listeners.clear()
+        for connection in list(self._connections):
+            connection.leave()
+        await self._wait_until_gone(grace)
+        for connection in list(self._connections):
+            connection.abort()
+        await self._wait_until_gone(1.0)
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=1.0)
+
+    async def _wait_until_gone(self, seconds: float) -> None:
+        if self._connections:
+            self._all_gone.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._all_gone.wait(), seconds)
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(SWEEP_EVERY)
+            now = self.loop.time()
+            for connection in list(self._connections):
+                connection.sweep(now)
+
+    # --- what connections tell ---
+
+    def hold(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run `work` to its end; the loop itself keeps no task alive."""
+        task = self.loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def signed_in(self, connection: Connection) -> None:
+        _less(self._strangers, connection.peer)
+
+    def closed(self, connection: Connection) -> None:
+        if connection not in self._connections:
+            return
+        self._connections.remove(connection)
+        _less(self._by_address, connection.peer)
+        if connection.stranger:
+            _less(self._strangers, connection.peer)
+        if not self._connections:
+            self._all_gone.set()
+
+    # --- coming in ---
+
+    async def _accept(self, listener: socket.socket, implicit_tls: bool) -> None:
+        while True:
+            try:
+                accepted, address = await self.loop.sock_accept(listener)
+            except OSError as error:
+                # Out of descriptors, most likely: those who are here go on, others wait in the backlog.
+                log.error("cannot accept", extra={"event": "imap.accept_failed", "error": error.strerror})
+                await asyncio.sleep(0.1)
+                continue
+            peer = address[0]
+            if self._full(peer):
+                with accepted, contextlib.suppress(OSError):
+                    if not implicit_tls:
+                        accepted.send(b"* BYE too many connections from your address\r\n")
+                continue
+            connection = Connection(self, peer)
+            self._connections.add(connection)
+            self._by_address[peer] += 1
+            self._strangers[peer] += 1
+            self.hold(self._open(connection, accepted, implicit_tls))
+
+    def _full(self, peer: str) -> bool:
+        limit = self.door.settings.imap.max_connections_per_address
+        return self._by_address[peer] >= limit or self._strangers[peer] >= max(1, limit // STRANGERS)
+
+    async def _open(self, connection: Connection, accepted: socket.socket, implicit_tls: bool) -> None:
+        try:
+            accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            await self.loop.connect_accepted_socket(
+                lambda: connection,
+                accepted,
+                ssl=self.context if implicit_tls else None,
+                ssl_handshake_timeout=HANDSHAKE_WITHIN if implicit_tls else None,
+                ssl_shutdown_timeout=CLOSE_WITHIN if implicit_tls else None,
+            )
+        except (OSError, TimeoutError) as error:
+            accepted.close()
+            connection.connection_lost(None)
+            log.info(
+                "TLS failed", extra={"event": "tls.failed", "peer": connection.peer, "error": type(error).__name__}
+            )
+
+
+def bind(endpoint: Endpoint) -> socket.socket:
+    """A listening socket; port 0 asks the system for a free one. Raises OSError."""
+    family = socket.AF_INET6 if ":" in endpoint.host else socket.AF_INET
+    return socket.create_server(endpoint, family=family, backlog=BACKLOG)
+
+
+def _less(counter: Counter[str], key: str) -> None:
+    """Count down, and keep no zeros: addresses come and go for ever."""
+    counter[key] -= 1
+    if counter[key] <= 0:
+        del counter[key]
