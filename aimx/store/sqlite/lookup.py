@@ -1,0 +1,150 @@
+"""Messages by what is known of them, and lineage: what a message answers and what came before it."""
+
+import json
+import sqlite3
+from collections.abc import Sequence
+from typing import Any
+
+from aimx.store.contract import Ancestor, Lineage, Located, MessageFilter, MessageRecord, Past, SpanRef
+from aimx.store.sqlite import flags
+
+_RECORD = (
+    "SELECT m.eid, m.t_ms, m.sender, m.agent, m.recipients, m.delivered_to, m.message_id, m.in_reply_to, m.subject,"
+    " m.content_type, m.workflow, m.priority, m.origin_trace, m.origin_span, m.received_trace, m.received_span,"
+    " m.context_source, m.depth, m.header_size, m.body_size FROM message m"
+)
+
+
+def one(db: sqlite3.Connection, eid: str) -> MessageRecord | None:
+    row = db.execute(f"{_RECORD} WHERE m.eid = ?", (eid,)).fetchone()
+    return _record(row) if row else None
+
+
+def find(db: sqlite3.Connection, what: MessageFilter, limit: int, before: str | None) -> list[MessageRecord]:
+    """Each condition that is given is a set of message numbers that an index gives."""
+    held = {
+        "trace_id": "m.id IN (SELECT id FROM message WHERE origin_trace = :trace_id UNION"
+        " SELECT o.id FROM event v JOIN message o ON o.eid = v.ref WHERE v.trace_id = :trace_id)",
+        "workflow": "m.workflow = :workflow",
+        "message_id": "m.message_id = :message_id",
+        "agent": "EXISTS (SELECT 1 FROM party p WHERE p.address = :agent AND p.message = m.id)",
+        "viewer": "EXISTS (SELECT 1 FROM party w WHERE w.address = :viewer AND w.message = m.id)",
+    }
+    given = {name: getattr(what, name) for name in held if getattr(what, name) is not None}
+    source, conditions = _RECORD, [held[name] for name in given]
+    if given and given.keys() <= {"agent", "viewer"}:
+        # Nothing narrower: walk the address's own messages, newest first.
+        lead = "agent" if "agent" in given else "viewer"
+        source = _RECORD.replace("FROM message m", "FROM party l CROSS JOIN message m ON m.id = l.message")
+        conditions = [f"l.address = :{lead}", *(held[name] for name in given if name != lead)]
+        order = "l.message"
+    else:
+        order = "m.id"
+    if before is not None:
+        conditions.append(f"{order} < (SELECT id FROM message WHERE eid = :before)")  # noqa: S608
+    where = f" WHERE {' AND '.join(conditions)}" if conditions else ""
+    sql = f"{source}{where} ORDER BY {order} DESC LIMIT :limit"
+    return [_record(row) for row in db.execute(sql, {**given, "before": before, "limit": limit})]
+
+
+def _record(row: tuple[Any, ...]) -> MessageRecord:
+    eid, t_ms, sender, agent, recipients, delivered_to, message_id, in_reply_to, subject, content_type = row[:10]
+    workflow, priority, trace, span, received_trace, received_span, source, depth, header_size, body_size = row[10:]
+    return MessageRecord(
+        eid=eid,
+        t_ms=t_ms,
+        sender=sender,
+        agent=agent,
+        recipients=tuple(json.loads(recipients)),
+        delivered_to=tuple(json.loads(delivered_to)),
+        message_id=message_id,
+        in_reply_to=in_reply_to,
+        subject=subject,
+        content_type=content_type,
+        workflow=workflow,
+        priority=priority,
+        origin=SpanRef(trace, span),
+        received=SpanRef(received_trace, received_span),
+        context_source=source,
+        depth=depth,
+        header_size=header_size,
+        body_size=body_size,
+    )
+
+
+def located(db: sqlite3.Connection, eid: str) -> list[Located]:
+    found = db.execute(
+        "SELECT a.id, a.address, b.name, e.uid, e.flags FROM message m CROSS JOIN entry e ON e.message = m.id"
+        " CROSS JOIN mailbox b ON b.id = e.mailbox CROSS JOIN agent a ON a.id = e.owner WHERE m.eid = ?"
+        " ORDER BY a.address, b.name, e.uid",
+        (eid,),
+    ).fetchall()
+    return [
+        Located(
+            address,
+            name,
+            uid,
+            flags.decode(bits, flags.keywords(db, owner) if flags.has_keywords(bits) else ()),
+        )
+        for owner, address, name, uid, bits in found
+    ]
+
+
+# ── lineage ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+_ANCESTOR = (
+    "SELECT m.eid, m.message_id, m.origin_trace, m.origin_span, m.trace_flags, m.tracestate, m.baggage, m.depth,"
+    " m.workflow, m.loop_key FROM "
+)
+_NEWEST = "SELECT max(message) FROM party WHERE address = ? AND trace = ? AND role = 3"
+_NAMED = (
+    f"{_ANCESTOR} message m CROSS JOIN party p ON p.address = ? AND p.message = m.id"
+    " WHERE m.message_id = ? ORDER BY m.id DESC LIMIT 1"
+)
+_TRACED = f"{_ANCESTOR} message m WHERE m.id = ({_NEWEST})"
+MAX_REFERENCES = 100
+"""The newest so many of a References field are looked up. RFC 5322 §3.6.4 sets no limit; a sender could."""
+
+
+def lineage(
+    db: sqlite3.Connection,
+    sender: str,
+    in_reply_to: str | None,
+    references: Sequence[str],
+    trace_id: bytes | None,
+    workflow: str | None,
+    window: int,
+) -> Lineage:
+    replied = _ancestor(db, _NAMED, sender, in_reply_to) if in_reply_to else None
+    referenced = None
+    for reference in list(references)[: -MAX_REFERENCES - 1 : -1]:
+        same = replied is not None and reference == in_reply_to
+        referenced = replied if same else _ancestor(db, _NAMED, sender, reference)
+        if referenced is not None:
+            break
+    traced = _ancestor(db, _TRACED, sender, trace_id) if trace_id else None
+    ancestor = replied or referenced or traced
+    loop_key = workflow or (ancestor.loop_key if ancestor else None) or (trace_id.hex() if trace_id else None)
+    past: list[Past] = []
+    count, first_ms = 0, None
+    if loop_key is not None:
+        found = db.execute(
+            "SELECT sender, recipients, payload, template, depth, t_ms, n, first_ms FROM chain"
+            " WHERE loop_key = ? ORDER BY message DESC LIMIT ?",
+            (loop_key, max(window, 1)),
+        ).fetchall()
+        if found:
+            count, first_ms = found[0][6:]
+            past = [
+                Past(who, tuple(json.loads(to)), payload, template, depth, t_ms)
+                for who, to, payload, template, depth, t_ms, _, _ in found[:window]
+            ]
+    return Lineage(replied, referenced, traced, loop_key, tuple(past), count, first_ms)
+
+
+def _ancestor(db: sqlite3.Connection, sql: str, sender: str, by: str | bytes) -> Ancestor | None:
+    row = db.execute(sql, (sender, by)).fetchone()
+    if row is None:
+        return None
+    eid, message_id, trace, span, trace_flags, tracestate, baggage, depth, workflow, loop_key = row
+    return Ancestor(eid, message_id, SpanRef(trace, span), trace_flags, tracestate, baggage, depth, workflow, loop_key)

@@ -1,0 +1,64 @@
+"""Sets in and out of SQLite in few steps.
+
+Python's sqlite3 gives the interpreter lock away at every step of a statement. While the event loop is busy each step
+may wait for it, so a hundred rows by a hundred steps can cost a hundred turns of the loop. One INSERT with many rows,
+or one row of JSON that holds a thousand, costs one.
+"""
+
+import json
+import sqlite3
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
+from itertools import chain, islice
+from typing import Any
+
+_CHUNKS = (64, 16, 4, 1)
+"""Rows in one INSERT. Few sizes, so that the prepared statements stay cached."""
+
+
+def insert(db: sqlite3.Connection, table: str, columns: str, rows: Sequence[Sequence[Any]]) -> None:
+    """Many rows in few statements, in the order given."""
+    done = 0
+    for size in _CHUNKS:
+        while len(rows) - done >= size:
+            values = list(chain.from_iterable(islice(rows, done, done + size)))
+            db.execute(_insert(table, columns, size), values)
+            done += size
+
+
+@cache
+def _insert(table: str, columns: str, size: int) -> str:
+    row = f"({', '.join('?' * (columns.count(',') + 1))})"
+    return f"INSERT INTO {table} ({columns}) VALUES {', '.join([row] * size)}"  # noqa: S608
+
+
+def as_json(value: object) -> str:
+    return json.dumps(value, separators=(",", ":"))
+
+
+def rows(db: sqlite3.Connection, sql: str, parameters: Sequence[Any] | dict[str, Any]) -> list[list[Any]]:
+    """Result of a query that ends in one `json_group_array(json_array(…))`. In no certain order."""
+    (text,) = db.execute(sql, parameters).fetchone()
+    found: list[list[Any]] = json.loads(text)
+    return found
+
+
+def numbers(db: sqlite3.Connection, sql: str, parameters: Sequence[Any] | dict[str, Any]) -> "array[int]":
+    """Result of a query whose one column `n` is a whole number, ascending, as one step."""
+    (text,) = db.execute(f"SELECT group_concat(n) FROM ({sql})", parameters).fetchone()  # noqa: S608
+    return array("I", sorted(map(int, text.split(","))) if text else ())
+
+
+def compressed(uids: Iterable[int], present: Iterable[int]) -> Iterator[tuple[int, int]]:
+    """Ranges that cover all of `uids` and no other of `present`. Both ascending, `uids` a part of `present`."""
+    wanted = set(uids)
+    low = high = None
+    for uid in present:
+        if uid in wanted:
+            low, high = (uid if low is None else low), uid
+        elif low is not None and high is not None:
+            yield low, high
+            low = high = None
+    if low is not None and high is not None:
+        yield low, high

@@ -1,0 +1,316 @@
+"""SqliteStore: the Store contract over one file. Each call is handed to the writer or the reader; the nouns do it."""
+
+import asyncio
+import sqlite3
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from aimx.store.contract import (
+    Agent,
+    Backlog,
+    Changes,
+    Copied,
+    Due,
+    EventRow,
+    Expunged,
+    Flagged,
+    FlagMode,
+    Lineage,
+    Located,
+    Mailbox,
+    MailboxKey,
+    MessageFilter,
+    MessageRecord,
+    NewMessage,
+    Outcome,
+    Pending,
+    Row,
+    Snapshot,
+    SpanRef,
+    Staged,
+    Status,
+    StoredEvent,
+    Target,
+    Topic,
+)
+from aimx.store.search import Ranges, SearchKey
+from aimx.store.sqlite import (
+    acceptance,
+    agents,
+    bodies,
+    connection,
+    entries,
+    events,
+    lookup,
+    mailboxes,
+    queue,
+    schemas,
+    search,
+)
+from aimx.store.sqlite.acceptance import Acceptance
+from aimx.store.sqlite.reader import Reader
+from aimx.store.sqlite.writer import Tx, Writer, refusal
+
+T = TypeVar("T")
+
+
+class SqliteStore:
+    """One file, `mail.db`. One process serves from it; others (the command line) may open it as `guest` beside it.
+
+    A guest leaves alone what a serving node has under way: leases and staged bodies.
+    """
+
+    def __init__(self, path: Path, node: str, *, guest: bool = False) -> None:
+        self._path = path
+        self._node = node
+        self._guest = guest
+        self._claims = mailboxes.Claims()
+        self._subscribers: dict[Topic, dict[object, Callable[[], None]]] = {}
+        self._writer: Writer
+        self._reader: Reader
+
+    async def open(self) -> None:
+        try:
+            await asyncio.to_thread(connection.create, self._path)
+            self._reader = Reader(self._path)
+        except (sqlite3.Error, OSError) as error:
+            raise refusal(error) from error
+        self._writer = Writer(self._path, acceptance.accept, self._claims.save, self._notify)
+        self._writer.start()
+        if not self._guest:
+            await self._write(lambda tx: queue.free_leases(tx, self._node))
+            for body in await self._reader.far(bodies.unused):
+                await self._drop_body(body)
+
+    async def close(self) -> None:
+        await self._writer.close()
+        await self._reader.close()
+
+    def subscribe(self, topic: Topic, callback: Callable[[], None]) -> Callable[[], None]:
+        token = object()
+        self._subscribers.setdefault(topic, {})[token] = callback
+
+        def end() -> None:
+            of_topic = self._subscribers.get(topic, {})
+            of_topic.pop(token, None)
+            if not of_topic:
+                self._subscribers.pop(topic, None)
+
+        return end
+
+    def _notify(self, topics: set[Topic] | None) -> None:
+        """None: another process wrote, so anything may have changed."""
+        for topic in list(self._subscribers) if topics is None else topics:
+            for callback in list(self._subscribers.get(topic, {}).values()):
+                try:
+                    callback()
+                except Exception as error:
+                    asyncio.get_running_loop().call_exception_handler(
+                        {"message": "a store subscriber failed", "exception": error}
+                    )
+
+    # agents
+    async def add_agent(self, agent: Agent, events: Sequence[EventRow]) -> None:
+        await self._write(lambda tx: agents.add(tx, agent, events))
+
+    async def update_agent(self, agent: Agent, events: Sequence[EventRow]) -> None:
+        await self._write(lambda tx: agents.update(tx, agent, events))
+
+    async def remove_agent(self, address: str, events: Sequence[EventRow]) -> None:
+        await self._write(lambda tx: agents.remove(tx, address, events))
+
+    async def agent(self, address: str) -> Agent | None:
+        return self._reader.near(lambda db: agents.one(db, address))
+
+    async def agents(self) -> list[Agent]:
+        return await self._reader.far(agents.every)
+
+    async def add_token(self, digest: bytes, address: str, t_ms: int, events: Sequence[EventRow]) -> None:
+        await self._write(lambda tx: agents.add_token(tx, digest, address, t_ms, events))
+
+    async def token_owner(self, digest: bytes) -> str | None:
+        return self._reader.near(lambda db: agents.token_owner(db, digest))
+
+    # coming in
+    async def lineage(
+        self,
+        sender: str,
+        in_reply_to: str | None,
+        references: Sequence[str],
+        trace_id: bytes | None,
+        workflow: str | None,
+        window: int = 128,
+    ) -> Lineage:
+        return self._reader.near(
+            lambda db: lookup.lineage(db, sender, in_reply_to, references, trace_id, workflow, window)
+        )
+
+    async def stage(self, staged: Staged | None, chunk: bytes) -> Staged:
+        for piece in bodies.pieces(chunk):
+            staged = await self._stage(staged, piece)
+        assert staged is not None
+        return staged
+
+    async def _stage(self, staged: Staged | None, piece: bytes) -> Staged:
+        return await self._write(lambda tx: bodies.add(tx, staged, piece))
+
+    async def unstage(self, staged: Staged) -> None:
+        await self._drop_body(staged.id)
+
+    async def _drop_body(self, body: int) -> None:
+        while not await self._write(lambda tx: bodies.drop(tx, body)):
+            pass
+
+    async def accept(
+        self,
+        message: NewMessage,
+        targets: Sequence[Target],
+        witness: Callable[[Sequence[Outcome]], Sequence[EventRow]],
+        settles: int | None = None,
+    ) -> list[Outcome]:
+        outcomes: list[Outcome] = await self._writer.submit_item(Acceptance(message, targets, witness, settles))
+        return outcomes
+
+    # the queue
+    async def claim(
+        self, now_ms: int, limit: int, owner: str, lease_ms: int, delay_ms: Callable[[int], int]
+    ) -> list[Due]:
+        taken: list[Due] = await self._writer.submit(
+            lambda tx: queue.claim(tx, now_ms, limit, owner, lease_ms, delay_ms)
+        )
+        return taken
+
+    async def next_due(self) -> int | None:
+        return self._reader.near(queue.next_due)
+
+    async def place(
+        self, due: Due, span: SpanRef, now_ms: int, witness: Callable[[Outcome], Sequence[EventRow]]
+    ) -> Outcome:
+        return await self._write(lambda tx: queue.place(tx, due, span, now_ms, witness))
+
+    async def defer(self, due: Due, span: SpanRef, now_ms: int, reason: str, events: Sequence[EventRow]) -> None:
+        await self._write(lambda tx: queue.defer(tx, due, span, now_ms, reason, events))
+
+    async def settle(self, due: Due, events: Sequence[EventRow]) -> None:
+        await self._write(lambda tx: queue.settle(tx, due, events))
+
+    async def pending(self, eid: str | None = None, limit: int = 1000) -> list[Pending]:
+        return await self._reader.far(lambda db: queue.pending(db, eid, limit))
+
+    async def backlog(self) -> Backlog:
+        return await self._reader.far(queue.backlog)
+
+    # mailboxes
+    async def mailboxes(self, owner: str) -> list[Mailbox]:
+        return await self._reader.far(lambda db: mailboxes.listed(db, owner))
+
+    async def mailbox(self, owner: str, name: str) -> Mailbox | None:
+        return self._reader.near(lambda db: mailboxes.named(db, owner, name))
+
+    async def create_mailbox(self, owner: str, name: str, special_use: str | None = None) -> None:
+        await self._write(lambda tx: mailboxes.create(tx, owner, name, special_use))
+
+    async def delete_mailbox(self, key: MailboxKey, witness: Callable[[list[str]], Sequence[EventRow]]) -> None:
+        await self._write(lambda tx: mailboxes.delete(tx, key, witness))
+
+    async def rename_mailbox(self, owner: str, old: str, new: str) -> None:
+        await self._write(lambda tx: mailboxes.rename(tx, owner, old, new))
+
+    async def subscribe_mailbox(self, owner: str, name: str, on: bool) -> None:
+        await self._write(lambda tx: mailboxes.set_subscribed(tx, owner, name, on))
+
+    async def subscriptions(self, owner: str) -> list[str]:
+        return await self._reader.far(lambda db: mailboxes.subscribed(db, owner))
+
+    async def status(self, keys: Sequence[MailboxKey]) -> dict[MailboxKey, Status]:
+        return await self._reader.far(lambda db: mailboxes.status(db, self._claims, keys))
+
+    async def select(self, key: MailboxKey, claim_recent: bool) -> Snapshot:
+        return await self._reader.far(lambda db: mailboxes.select(db, self._claims, key, claim_recent))
+
+    async def changes(self, key: MailboxKey, since_modseq: int, claim_recent: bool = False) -> Changes:
+        return await self._reader.far(lambda db: entries.changes(db, self._claims, key, since_modseq, claim_recent))
+
+    async def fetch(self, key: MailboxKey, uids: Ranges, *, header: bool = False, body: int = 0) -> list[Row]:
+        return await self._reader.far(lambda db: entries.fetch(db, key, uids, header, body))
+
+    async def read_body(self, eid: str, start: int, length: int) -> bytes:
+        return await self._reader.far(lambda db: bodies.read(db, eid, start, length))
+
+    async def search(self, key: MailboxKey, criteria: SearchKey) -> tuple[list[int], bool]:
+        return await self._reader.far(lambda db: search.search(db, key, criteria))
+
+    async def mark(
+        self,
+        key: MailboxKey,
+        uids: Ranges,
+        mode: FlagMode,
+        flags: frozenset[str],
+        witness: Callable[[Flagged], Sequence[EventRow]],
+    ) -> Flagged:
+        return await self._write(lambda tx: entries.mark(tx, key, uids, mode, flags, witness))
+
+    async def expunge(
+        self, key: MailboxKey, uids: Ranges | None, witness: Callable[[Expunged], Sequence[EventRow]]
+    ) -> Expunged:
+        return await self._write(lambda tx: entries.expunge(tx, key, uids, witness))
+
+    async def copy(
+        self, key: MailboxKey, uids: Ranges, to: MailboxKey, witness: Callable[[Copied], Sequence[EventRow]]
+    ) -> Copied:
+        return await self._write(lambda tx: entries.copy(tx, key, uids, to, witness))
+
+    async def move(
+        self, key: MailboxKey, uids: Ranges, to: MailboxKey, witness: Callable[[Copied], Sequence[EventRow]]
+    ) -> Copied:
+        return await self._write(lambda tx: entries.move(tx, key, uids, to, witness))
+
+    async def usage(self, owner: str) -> int:
+        return self._reader.near(lambda db: mailboxes.usage(db, owner))
+
+    # events and the outbox
+    async def record(self, events_: Sequence[EventRow]) -> None:
+        await self._write(lambda tx: events.record(tx, events_))
+
+    async def unsequenced(self, limit: int) -> list[tuple[int, str, bytes]]:
+        return await self._reader.far(lambda db: events.unsequenced(db, limit))
+
+    async def mark_sequenced(self, placed: Sequence[tuple[int, int]]) -> None:
+        await self._write(lambda tx: events.mark_sequenced(tx, placed))
+
+    async def events_after(self, seq: int, limit: int) -> list[StoredEvent]:
+        return await self._reader.far(lambda db: events.after(db, seq, limit))
+
+    async def events_of(self, eid: str) -> list[StoredEvent]:
+        return await self._reader.far(lambda db: events.of_message(db, eid))
+
+    async def events_of_trace(self, trace_id: bytes, limit: int = 10_000) -> list[StoredEvent]:
+        return await self._reader.far(lambda db: events.of_trace(db, trace_id, limit))
+
+    # look-up
+    async def find(self, what: MessageFilter, limit: int, before: str | None = None) -> list[MessageRecord]:
+        return await self._reader.far(lambda db: lookup.find(db, what, limit, before))
+
+    async def message(self, eid: str) -> MessageRecord | None:
+        return self._reader.near(lambda db: lookup.one(db, eid))
+
+    async def header(self, eid: str) -> bytes | None:
+        return await self._reader.far(lambda db: bodies.header(db, eid))
+
+    async def located(self, eid: str) -> list[Located]:
+        return await self._reader.far(lambda db: lookup.located(db, eid))
+
+    async def traces_of(self, eid: str) -> list[bytes]:
+        return await self._reader.far(lambda db: events.traces_of(db, eid))
+
+    # payload schemas
+    async def add_schema(self, name: str, descriptor_set: bytes, t_ms: int, events: Sequence[EventRow]) -> None:
+        await self._write(lambda tx: schemas.add(tx, name, descriptor_set, t_ms, events))
+
+    async def schemas(self) -> list[tuple[str, bytes]]:
+        return await self._reader.far(schemas.every)
+
+    async def _write(self, work: Callable[[Tx], T]) -> T:
+        result: T = await self._writer.submit(work)
+        return result
