@@ -17,6 +17,7 @@ from aimx.message.header import HeaderBlock, decode_text
 MAX_DEPTH = 8
 MAX_PARTS = 200
 MAX_PARAMETERS = 64
+_LINE_REST = 128
 
 _TYPE = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,127}/[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,127}", re.ASCII)
 _PARAMETER = re.compile(
@@ -138,9 +139,10 @@ def _split(body: bytes, boundary: str) -> list[bytes]:
     pos = body.find(mark)
     while pos >= 0:
         after = pos + len(mark)
-        end = body.find(b"\n", after)
-        line_end = len(body) if end < 0 else end + 1
-        rest = body[after : min(line_end, after + 80)].strip()
+        # A delimiter is a line of its own; only some white space may follow. The bounded look keeps this linear.
+        end = body.find(b"\n", after, after + _LINE_REST) if pos == 0 or body[pos - 1] == 10 else -1
+        line_end = end + 1 if end >= 0 else len(body) if len(body) - after < _LINE_REST else -1
+        rest = body[after:line_end].strip() if line_end >= 0 else b"?"
         if (pos == 0 or body[pos - 1] == 10) and rest in (b"", b"--"):
             if start >= 0:
                 cut = pos - 2 if body[pos - 2 : pos] == b"\r\n" else pos - 1
