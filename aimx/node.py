@@ -97,6 +97,8 @@ class Node:
         self.settings = settings
         self.first_start = False
         self._reload = reload
+        self.tracer: Tracer | None = None
+        """To be used instead of the one that OTEL_* asks for."""
         self._stack = contextlib.AsyncExitStack()
         self._ticking: list[asyncio.Task[None]] = []
 
@@ -128,7 +130,7 @@ class Node:
         secret = tokens.node_secret(folder / SECRET)
         admin = tokens.admin_token(folder / ADMIN_TOKEN)
 
-        tracer = self._open_telemetry()
+        tracer = self.tracer or self._open_telemetry()
         store = SqliteStore(folder / MAIL_FILE, settings.node)
         await store.open()
         self._stack.push_async_callback(store.close)
