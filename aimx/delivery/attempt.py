@@ -45,7 +45,8 @@ def attributes(queue: str, number: int, waited_ms: int = 0) -> Attributes:
 def event(node: str, attempt: Attempt, outcome: Outcome) -> EventRow:
     """What the log says of the outcome."""
     target = outcome.target
-    stamp = events.Stamp(node, attempt.now_ms, attempt.span, attempt.agent)
+    t_ms = max(attempt.now_ms, time.time_ns() // 1_000_000)  # this runs inside the commit: the moment it happens
+    stamp = events.Stamp(node, t_ms, attempt.span, attempt.agent)
     # A message erased while it waited has no key: its last events get one that nobody keeps with it.
     key = attempt.key or new_key()
     facts: dict[str, Any] = {
@@ -53,7 +54,7 @@ def event(node: str, attempt: Attempt, outcome: Outcome) -> EventRow:
         "original": target.original,
         "queue": target.queue,
         "attempt": attempt.number,
-        "waited_ms": attempt.now_ms - attempt.created_ms,
+        "waited_ms": t_ms - attempt.created_ms,
     }
     if isinstance(outcome, Placed):
         return events.delivery_mailbox(
