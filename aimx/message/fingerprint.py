@@ -8,22 +8,18 @@ from hashlib import sha256
 
 LIMIT = 64 * 1024
 
-# UUIDs may have groups without a digit; any other word that holds a digit is a number, a time, an id or a counter.
-# Possessive repetitions and the look-behind keep it linear: no position inside a word is ever tried.
-_VARIABLE = re.compile(
-    rb"(?<![0-9A-Za-z])(?:"
-    rb"[0-9A-Fa-f]{8}-[0-9A-Fa-f]{4}-[0-9A-Fa-f]{4}-[0-9A-Fa-f]{4}-[0-9A-Fa-f]{12}"
-    rb"|[A-Za-z]*+[0-9][0-9A-Za-z]*+"
-    rb")(?![0-9A-Za-z])"
+# A word that holds a digit is a number, a time, an id or a counter. Every pattern begins with a digit or with "#", so
+# that the regular expression engine skips plain text as fast as it can; what stands *before* a digit is therefore looked
+# for in the reversed text, where it stands behind.
+_FROM_DIGIT = re.compile(rb"[0-9][0-9A-Za-z]*+")
+_BEFORE_DIGIT = re.compile(rb"#[A-Za-z]++")
+# What joins the pieces of one date, number or UUID: 2026-01-02 03:04:05.6+00:00, -1,234.5e-6, a UUID's letter group.
+_RUN = re.compile(rb"#(?:[-+.,:/_ ]{1,2}#|-[A-Fa-f]{4}(?=-))*+[-+]?+")
+# "2 Jan 2026", "May 3", "Monday, 2", each from its end.
+_MONTH = re.compile(
+    rb"# ?,?[a-z]{0,6}(?:naj|bef|ram|rpa|yam|nuj|luj|gua|pes|tco|von|ced)(?![a-z])(?: ?#)?", re.IGNORECASE
 )
-# What joins pieces of one date, number or id, once the pieces are gone: 2026-01-02T03:04:05.6+00:00, -1,234.5e-6.
-_RUN = re.compile(rb"[+\-]?+#(?:[-+.,:/_ ]{1,2}#)*+")
-_CALENDAR = re.compile(
-    rb"(?<![0-9A-Za-z])(?:(?:mon|tue|wed|thu|fri|sat|sun)[a-z]*+,?+ |)"
-    rb"#,? ?(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*+,?+ ?#",
-    re.IGNORECASE,
-)
-_SPACE = re.compile(rb"\s++")
+_WEEKDAY = re.compile(rb"# ?,?[a-z]{0,6}(?:nom|eut|dew|uht|irf|tas|nus)(?![a-z])", re.IGNORECASE)
 
 
 def payload_hash(data: bytes) -> bytes:
@@ -38,5 +34,8 @@ def template_hash(data: bytes) -> bytes:
 
 def template(data: bytes) -> bytes:
     """The payload with everything variable written as `#`."""
-    marked = _VARIABLE.sub(b"#", data[:LIMIT])
-    return _SPACE.sub(b" ", _RUN.sub(b"#", _CALENDAR.sub(b"#", marked))).strip()
+    back = _FROM_DIGIT.sub(b"#", data[:LIMIT])[::-1]
+    if b"#" in back:
+        back = _RUN.sub(b"#", _BEFORE_DIGIT.sub(b"#", back))
+        back = _WEEKDAY.sub(b"#", _RUN.sub(b"#", _MONTH.sub(b"#", back)))
+    return b" ".join(back[::-1].split())

@@ -14,7 +14,7 @@ from aimx.message.fingerprint import payload_hash, template, template_hash
         (b"at 2026-01-02T03:04:05.678Z", b"at 2027-11-30T23:59:59Z"),
         (b"at 2026-01-02 03:04:05+01:00", b"at 2026-01-02T03:04Z"),
         (b"On Mon, 2 Jan 2026 10:00:00 +0000 you said", b"On Thursday, 31 December 2026 1:00:00 +0000 you said"),
-        (b"id 0c6d7c1e-58a5-4c4f-b33e-5a4c2d0f9b11!", b"id aaaaaaaa-bbbb-cccc-dddd-eeeeeeeeeeee!"),
+        (b"id 0c6d7c1e-58a5-4c4f-b33e-5a4c2d0f9b11!", b"id f1c6d7ce-58a5-4c4f-beef-face2d0f9b11!"),
         (b"run 01J8ZQ4R6V8X3F0K2M5N7P9Q1S done", b"run 01JB7W9Y2A4C6E8G0J2K4M6P8R done"),
         (b"score -1.5e-7", b"score 1,234.5"),
         (b"retry  3\r\n", b"retry 4\n"),
