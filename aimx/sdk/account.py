@@ -6,7 +6,7 @@ import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import parse_qs, quote, unquote, urlencode, urlsplit
 
 from aimx.sdk.errors import NotConfigured
@@ -15,7 +15,9 @@ DEFAULT_SMTP = 2465
 DEFAULT_IMAP = 2993
 DEFAULT_DATA = "aimx-data"
 READY_FILE = "ready.json"
-"""Where `aimx serve` writes its addresses, in its data folder."""
+"""Where a running node says how to reach it, in its data folder."""
+STARTED_FILE = "started.json"
+"""Where `aimx serve` says with which configuration and domains."""
 
 
 class Door(NamedTuple):
@@ -56,7 +58,7 @@ class Account:
             context = ssl.create_default_context(cafile=self.ca)
         except (OSError, ssl.SSLError):
             raise NotConfigured(
-                f"the CA file {self.ca!r} cannot be read; it is ca.pem in the node's data folder"
+                f"the CA file {self.ca!r} cannot be read; it is tls/ca.pem in the node's data folder"
             ) from None
         context.minimum_version = ssl.TLSVersion.TLSv1_3
         return context
@@ -120,11 +122,17 @@ def _from_ready(path: Path, agent: str, password: str, ca: str | None) -> Accoun
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise NotConfigured(f"{str(file)!r} is not a node's ready file") from None
     if "@" not in agent:
-        domains = ready.get("domains") or [ready.get("domain")]
-        if not domains[0]:
-            raise NotConfigured(f"the agent's full address is needed: {agent}@domain")
-        agent = f"{agent}@{domains[0]}"
+        agent = f"{agent}@{_domain(file, ready)}"
     return Account(agent.lower(), password, smtp, imap, ca or ready.get("ca"))
+
+
+def _domain(file: Path, ready: dict[str, Any]) -> str:
+    """The node's first domain: from the ready file, else from what `aimx serve` leaves beside it."""
+    try:
+        domains = ready.get("domains") or json.loads(file.with_name(STARTED_FILE).read_bytes())["domains"]
+        return str(domains[0])
+    except (OSError, ValueError, KeyError, TypeError, IndexError):
+        raise NotConfigured("the agent's full address is needed: name@domain") from None
 
 
 def _door(value: str) -> Door:

@@ -116,6 +116,11 @@ class Message:
         """Of the payload, with parameters."""
         return self._leaf.full_type
 
+    @property
+    def content(self) -> bytes:
+        """The payload's octets, transfer encoding undone."""
+        return self._leaf.data()
+
     @cached_property
     def payload(self) -> Any:
         """The payload as a Python object, by its content type.
@@ -123,7 +128,7 @@ class Message:
         JSON and MessagePack as what they hold, Protocol Buffers as a message of the class this program has imported
         (a dict by field number when it has none), text as str, all else as bytes. Raises PayloadError.
         """
-        return codec.decode(self.content_type, self._leaf.data())
+        return codec.decode(self.content_type, self.content)
 
     # ── what an agent does with it ───────────────────────────────────────────────────────────────────────────────────
 

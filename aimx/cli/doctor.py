@@ -1,0 +1,204 @@
+"""`aimx doctor`: everything that is usually wrong, looked at in one go; each finding says what to do."""
+
+import asyncio
+import os
+import shutil
+import socket
+import ssl
+import stat
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal, NamedTuple
+from urllib.parse import urlsplit
+
+import click
+
+from aimx.cli.folder import MAIL_DB, Ready, data_option, json_option, opened, ready, settings_of
+from aimx.cli.screen import console, print_json, size_of, span_of
+from aimx.config import SettingError
+
+LOW_DISK = 500_000_000
+PATIENCE = 3.0
+
+Verdict = Literal["ok", "note", "wrong"]
+_SIGN = {"ok": "[green]✓[/]", "note": "[yellow]![/]", "wrong": "[red]✗[/]"}
+
+
+class Finding(NamedTuple):
+    """One thing looked at. `text` says what is; `fix` what to do, when there is something to do."""
+
+    verdict: Verdict
+    what: str
+    text: str
+    fix: str = ""
+
+
+@click.command()
+@json_option
+@data_option
+def doctor(as_json: bool, data: Path) -> None:
+    """Check a node: files, permissions, ports, certificate, store, audit log, disk, tracing. Exit 1 if any is wrong."""
+    found = asyncio.run(_look(data))
+    if as_json:
+        print_json([finding._asdict() for finding in found])
+    else:
+        for finding in found:
+            console.print(f"{_SIGN[finding.verdict]} [bold]{finding.what:<12}[/]", end=" ")
+            console.print(finding.text, markup=False)
+            if finding.fix and finding.verdict != "ok":
+                console.print(f"               → {finding.fix}", markup=False, style="dim")
+    if any(finding.verdict == "wrong" for finding in found):
+        sys.exit(1)
+
+
+async def _look(data: Path) -> list[Finding]:
+    found = list(_folder(data))
+    if any(finding.verdict == "wrong" and finding.what == "folder" for finding in found):
+        return found
+    found += _settings(data)
+    found += _disk(data)
+    running = ready(data)
+    found += [finding async for finding in _doors(running)]
+    found += _certificate(data, running)
+    found += [finding async for finding in _store(data)]
+    found += [finding async for finding in _tracing()]
+    return found
+
+
+def _folder(data: Path) -> Iterator[Finding]:
+    if not data.is_dir():
+        yield Finding("wrong", "folder", f"{data} is not there", f"start a node: aimx serve --data {data}")
+        return
+    mode = stat.S_IMODE(data.stat().st_mode)
+    if mode & 0o077:
+        yield Finding("wrong", "folder", f"{data} is open to others (mode {mode:o})", f"chmod 700 {data}")
+    else:
+        yield Finding("ok", "folder", f"{data}, mode {mode:o}")
+    secrets = [data / "admin.token", data / "node.secret", *data.glob("keys/*.key"), *data.glob("tls/*.key")]
+    loose = [path for path in secrets if path.exists() and stat.S_IMODE(path.stat().st_mode) & 0o077]
+    for path in loose:
+        yield Finding("wrong", "secrets", f"{path} can be read by others", f"chmod 600 {path}")
+    foreign = [path for path in secrets if path.exists() and not os.access(path, os.R_OK)]
+    for path in foreign:
+        yield Finding("wrong", "secrets", f"{path} cannot be read by this user", "run this as the node's user")
+    if not loose and not foreign:
+        yield Finding("ok", "secrets", f"{sum(path.exists() for path in secrets)} files, readable by their owner only")
+
+
+def _settings(data: Path) -> Iterator[Finding]:
+    try:
+        settings = settings_of(data)
+    except SettingError as error:
+        yield Finding("wrong", "settings", str(error), "mend it; the running node keeps its old rules until then")
+        return
+    where = str(settings.config) if settings.config else "defaults"
+    yield Finding("ok", "settings", f"{where}; domains {', '.join(settings.domains)}")
+
+
+def _disk(data: Path) -> Iterator[Finding]:
+    free = shutil.disk_usage(data).free
+    if free < LOW_DISK:
+        yield Finding("wrong", "disk", f"{size_of(free)} free", "make room: mail is refused (452) when it is full")
+    else:
+        yield Finding("ok", "disk", f"{size_of(free)} free")
+
+
+async def _doors(running: Ready | None) -> AsyncIterator[Finding]:
+    if running is None:
+        yield Finding("note", "node", "not running", "aimx serve")
+        return
+    context = ssl.create_default_context(cafile=running.ca) if os.path.exists(running.ca) else None  # noqa: ASYNC240
+    for name, where, speaks_first in (
+        ("smtp", running.smtp, True),
+        ("smtps", running.smtps, True),
+        ("imap", running.imap, True),
+        ("imaps", running.imaps, True),
+        ("http", running.http.removeprefix("https://"), False),
+    ):
+        tls = context if name in ("smtps", "imaps", "http") else None
+        began = time.monotonic()
+        try:
+            said = await asyncio.wait_for(_knock(where, tls, speaks_first), PATIENCE)
+        except (OSError, TimeoutError, ssl.SSLError, ValueError) as error:
+            reason = str(error) or "no answer"
+            yield Finding("wrong", name, f"{where}: {reason}", "is the node still running? see its log")
+            continue
+        took = span_of((time.monotonic() - began) * 1000)
+        yield Finding("ok", name, f"{where} answers in {took}: {said[:60]}" if said else f"{where} answers in {took}")
+
+
+async def _knock(where: str, tls: ssl.SSLContext | None, speaks_first: bool) -> str:
+    host, _, port = where.rpartition(":")
+    host = host.strip("[]")
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 — read, not bound
+    reader, writer = await asyncio.open_connection(host, int(port), ssl=tls)
+    try:
+        return (await reader.readline()).decode("utf-8", "replace").strip() if speaks_first else ""
+    finally:
+        writer.close()
+
+
+def _certificate(data: Path, running: Ready | None) -> Iterator[Finding]:
+    from cryptography import x509
+
+    path = data / "tls" / "server.pem"
+    try:
+        certificate = x509.load_pem_x509_certificate(path.read_bytes())
+    except (OSError, ValueError):
+        yield Finding("wrong", "certificate", f"{path} cannot be read", "restart the node: it makes a new one")
+        return
+    left = certificate.not_valid_after_utc - datetime.now(UTC)
+    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    listed = ", ".join(str(name.value) for name in names)
+    if left.days < 0:
+        yield Finding("wrong", "certificate", f"ended {-left.days} days ago", "restart the node: it renews its own")
+    elif left.days < 14:
+        yield Finding("note", "certificate", f"ends in {left.days} days", "restart the node: it renews its own")
+    else:
+        yield Finding("ok", "certificate", f"for {listed}; {left.days} days left")
+
+
+async def _store(data: Path) -> AsyncIterator[Finding]:
+    if not (data / MAIL_DB).exists():
+        yield Finding("note", "store", "no mail yet", f"start the node once: aimx serve --data {data}")
+        return
+    async with opened(data) as (settings, store):
+        agents = await store.agents()
+        backlog = await store.backlog()
+    now = time.time_ns() // 1_000_000
+    yield Finding("ok", "store", f"{MAIL_DB} {size_of((data / MAIL_DB).stat().st_size)}, {len(agents)} agents")
+    if backlog.queue_depth and backlog.queue_oldest_ms is not None:
+        age = span_of(now - backlog.queue_oldest_ms)
+        text = f"{backlog.queue_depth} deliveries wait, the oldest for {age}"
+        yield Finding("note", "queue", text, "`aimx agent list` shows limits; the receivers are busy or over quota")
+    else:
+        yield Finding("ok", "queue", "nothing waits")
+    if backlog.outbox_oldest_ms is None:
+        yield Finding("ok", "audit", "every event is in the log")
+        return
+    age_ms = now - backlog.outbox_oldest_ms
+    late = age_ms > settings.audit.max_lag * 1000
+    text = f"{backlog.outbox_depth} events not yet in the log, the oldest for {span_of(age_ms)}"
+    fix = "the running node should take them in within a second; see its log" if late else ""
+    yield Finding("wrong" if late and ready(data) else "note" if late else "ok", "audit", text, fix)
+
+
+async def _tracing() -> AsyncIterator[Finding]:
+    endpoint = os.environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") or os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT")
+    if not endpoint:
+        yield Finding(
+            "ok", "tracing", "no collector in this environment (OTEL_EXPORTER_OTLP_ENDPOINT); nothing exported"
+        )
+        return
+    parts = urlsplit(endpoint if "://" in endpoint else f"http://{endpoint}")
+    host, port = parts.hostname or "localhost", parts.port or (443 if parts.scheme == "https" else 4317)
+    try:
+        _, writer = await asyncio.wait_for(asyncio.open_connection(host, port), PATIENCE)
+        writer.close()
+        yield Finding("ok", "tracing", f"a collector answers at {host}:{port}")
+    except (OSError, TimeoutError, socket.gaierror) as error:
+        fix = "start the collector or correct OTEL_EXPORTER_OTLP_ENDPOINT; mail goes on without it"
+        yield Finding("note", "tracing", f"no collector at {host}:{port}: {error or 'no answer'}", fix)

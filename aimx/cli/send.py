@@ -1,0 +1,72 @@
+"""`aimx send`: one message, as an agent, through the door every agent uses."""
+
+import asyncio
+import json
+import sys
+from typing import Any
+
+import click
+
+from aimx.cli.account import account_options, client
+from aimx.cli.folder import json_option
+from aimx.cli.screen import print_json
+from aimx.sdk.client import Sent
+
+
+@click.command()
+@click.argument("to")
+@click.argument("payload", default="-")
+@click.option("--subject", help="[default: the workflow]")
+@click.option("--workflow", help="X-Workflow-ID: what belongs together.")
+@click.option("--type", "content_type", help="Content type, e.g. text/plain or application/msgpack.")
+@click.option("--priority", type=click.IntRange(-9, 9), help="Above 0 only for agents that may.")
+@click.option("--wait", type=float, metavar="SECONDS", help="Wait so long for the reply and print it.")
+@account_options
+@json_option
+def send(
+    to: str,
+    payload: str,
+    subject: str | None,
+    workflow: str | None,
+    content_type: str | None,
+    priority: int | None,
+    wait: float | None,
+    as_json: bool,
+    **account: Any,
+) -> None:
+    """Send PAYLOAD to TO (an address, or a name in the agent's domain; several with commas).
+
+    PAYLOAD is JSON, or any other text; `-` reads it from standard input. Signs in with AIMX_URL, or with --agent and
+    AIMX_PASSWORD at the node in --data.
+    """
+    value = _payload(sys.stdin.read() if payload == "-" else payload)
+    options = {"subject": subject, "workflow": workflow, "content_type": content_type, "priority": priority}
+    recipients = [address for address in to.split(",") if address.strip()]
+
+    async def work() -> Sent | dict[str, Any]:
+        async with client(**account) as me:
+            if wait is None:
+                return await me.send(recipients, value, **options)  # type: ignore[arg-type]
+            reply = await me.request(recipients[0], value, timeout=wait, **options)  # type: ignore[arg-type]
+            return {"id": reply.id, "from": reply.sender, "trace_id": reply.trace_id, "payload": reply.payload}
+
+    if wait is not None and len(recipients) != 1:
+        raise click.UsageError("--wait takes one recipient")
+    done = asyncio.run(work())
+    if not isinstance(done, Sent):
+        print_json(done) if as_json else click.echo(_shown(done["payload"]))
+    elif as_json:
+        print_json({"id": done.id, "message_id": done.message_id, "trace_id": done.trace_id})
+    else:
+        click.echo(f"accepted {done.id}\ntrace    {done.trace_id}")
+
+
+def _payload(text: str) -> object:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _shown(payload: object) -> str:
+    return payload if isinstance(payload, str) else json.dumps(payload, indent=2, ensure_ascii=False, default=str)

@@ -1,0 +1,66 @@
+"""`aimx serve`: settings from flags, a node from settings."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from aimx.cli.folder import remember
+from aimx.config import load
+
+_LISTENERS = {
+    "smtp": "SMTP submission with STARTTLS",
+    "smtps": "SMTP submission over TLS",
+    "imap": "IMAP with STARTTLS",
+    "imaps": "IMAP over TLS",
+    "http": "HTTPS: messages, traces, audit, metrics",
+}
+
+NEXT = """\
+A new node in {data}. Next, in another terminal:
+
+  aimx agent add critic
+  AIMX_URL=$(aimx agent add planner --url) aimx send critic '{{"hello": "world"}}'
+  aimx trace ID          (the id that `aimx send` printed)
+
+"""
+
+
+def _listeners(command: Any) -> Any:
+    for name, what in reversed(_LISTENERS.items()):
+        command = click.option(f"--{name}", metavar="HOST:PORT", help=f"{what}. Port 0: a free one.")(command)
+    return command
+
+
+@click.command()
+@click.option(
+    "--data", type=click.Path(path_type=Path, file_okay=False), help="The node's folder. [default: ./aimx-data]"
+)
+@click.option("--config", type=click.Path(path_type=Path, dir_okay=False), help="Settings: aimx.toml.")
+@_listeners
+@click.option(
+    "--ready-file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Where to write (JSON) that every port answers, besides ready.json in the folder.",
+)
+@click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="[default: info]")
+def serve(
+    data: Path | None, config: Path | None, ready_file: Path | None, log_level: str | None, **listen: str | None
+) -> int:
+    """Run a node: SMTP, IMAP and HTTPS on loopback, everything it keeps in one folder.
+
+    Every setting can also stand in aimx.toml or in the environment (AIMX_DATA, AIMX_LISTEN__SMTP, …); flags win.
+    SIGTERM or Ctrl-C finishes what is in hand and leaves.
+    """
+    flags = {"data": data, "config": config, "ready_file": ready_file, "log_level": log_level, "listen": listen}
+    settings = load(flags)
+    from aimx import node
+
+    def announced(ready: node.Ready, first: bool) -> None:
+        remember(settings)
+        if first:
+            click.echo(NEXT.format(data=settings.data), err=True)
+        doors = (("submission", ready.smtps), ("mailboxes", ready.imaps), ("http", ready.http))
+        click.echo("ready: " + ", ".join(f"{name} {where}" for name, where in doors), err=True)
+
+    return node.serve(settings, lambda: load(flags), announced)
