@@ -10,6 +10,7 @@ import json
 import sqlite3
 import time
 from collections.abc import Sequence
+from functools import lru_cache
 from hashlib import sha256
 from typing import Any, Protocol
 
@@ -88,11 +89,15 @@ class Reconciliation:
             self._messages.execute("COMMIT")
 
     async def _see_events(self) -> None:
-        seq = 0
-        while page := await self._evidence.events_after(seq, PAGE):
-            seq = page[-1].seq
-            acceptances = await asyncio.to_thread(self._check_page, page)
-            await self._check_messages(acceptances)
+        page = await self._evidence.events_after(0, PAGE)
+        while page:
+            # The next page is fetched while this one is hashed: both spend much of their time outside the interpreter.
+            following = asyncio.create_task(self._evidence.events_after(page[-1].seq, PAGE))
+            try:
+                acceptances = await asyncio.to_thread(self._check_page, page)
+                await self._check_messages(acceptances)
+            finally:
+                page = await following
 
     def _check_page(self, page: Sequence[StoredEvent]) -> list[EventRow]:
         """Hold rows against their leaves. Returns the acceptances among them."""
@@ -255,35 +260,59 @@ def _envelope(sender: str, recipients: Sequence[str]) -> bytes:
 
 
 def opening_fault(row: EventRow) -> str | None:
-    """What is wrong between a row that still has its key and its own leaf; None when every commitment opens."""
+    """What is wrong between a row that still has its key and its own leaf; None when every commitment opens.
+
+    The leaf is not parsed unless something is wrong: canonical JSON has one spelling, so the commitments made anew must
+    stand in it octet for octet, and so must the event's name, id, time and message.
+    """
     if row.key is None or len(row.key) != KEY_SIZE:
         return "its key is missing"
-    try:
-        leaf = json.loads(row.leaf)
-    except ValueError:
-        return "its leaf is not JSON"
-    commits = leaf.get("c")
-    if not isinstance(commits, dict):
-        return "its leaf commits to nothing"
-    own = (leaf.get("ev"), leaf.get("eid"), leaf.get("t"))
-    if own != (row.ev, row.eid, row.t_ms):
-        return "its name, id or time is not the leaf's"
-    if row.ref != (row.eid if row.ev in ACCEPTANCE else leaf.get("ref")):
-        return "it names another message than its leaf"
-    commit = committer(row.key)
-    if commits.get("trace") != commit("trace", row.trace_id) or commits.get("span") != commit("span", row.span_id):
-        return "its trace or span is not the one the leaf commits to"
+    parts = _PARTS.get(row.ev)
+    if parts is None:
+        return "its name is in no catalogue"
     opening: dict[str, Any] = row.detail.get("open", {})
-    for part in CATALOGUE[row.ev].commits if row.ev in CATALOGUE else commits.keys() - {"trace", "span"}:
-        if part not in opening:
-            return f"the opening of {part} is missing"
-        try:
-            value = opened(part, opening[part])
-            same = commitment(commit, part, value) == commits.get(part)
-        except (TypeError, ValueError, AttributeError):
-            same = False
-        if not same:
-            return f"its {part} is not the one the leaf commits to"
-    if row.messages and set(row.messages) != set(str(opening.get("msgs", "")).split("\n")):
+    if not opening.keys() >= CATALOGUE[row.ev].commits.keys():
+        return f"the opening of {min(CATALOGUE[row.ev].commits.keys() - opening.keys())} is missing"
+    leaf = row.leaf
+    if f'"eid":"{row.eid}","ev":"{row.ev}"'.encode() not in leaf or b'"t":%d,' % row.t_ms not in leaf:
+        return "its name, id or time is not the leaf's"
+    if row.ev in ACCEPTANCE:
+        named = row.ref == row.eid
+    else:
+        named = b'"ref":' not in leaf if row.ref is None else f'"ref":"{row.ref}"'.encode() in leaf
+    if not named:
+        return "it names another message than its leaf"
+    if row.messages and set(row.messages) != set(str(opening["msgs"]).split("\n")):
         return "it names other messages than its leaf commits to"
-    return None
+    commit = _committer(row.key)
+    made: dict[str, object] = {"trace": commit("trace", row.trace_id), "span": commit("span", row.span_id)}
+    try:
+        for part in CATALOGUE[row.ev].commits:
+            made[part] = commitment(commit, part, opened(part, opening[part]))
+    except (TypeError, ValueError, AttributeError):
+        return "its openings are malformed"
+    if f'"c":{{{",".join([_pair(part, made[part]) for part in parts])}}}'.encode() in leaf:
+        return None
+    return _differing(leaf, made)
+
+
+def _pair(part: str, committed: object) -> str:
+    if isinstance(committed, list):
+        members = '","'.join(committed)
+        return f'"{part}":["{members}"]' if committed else f'"{part}":[]'
+    return f'"{part}":"{committed}"'
+
+
+def _differing(leaf: bytes, made: dict[str, object]) -> str:
+    """Name the commitments that do not open; only for a leaf that is wrong, so it may be anything."""
+    try:
+        commits = dict(json.loads(leaf)["c"])
+    except (KeyError, TypeError, ValueError):
+        return "its leaf commits to nothing"
+    wrong = sorted(part for part in made.keys() | commits.keys() if commits.get(part) != made.get(part))
+    return f"its {' and '.join(wrong)} differs from what the leaf commits to"
+
+
+_PARTS = {ev: tuple(sorted({"trace", "span", *kind.commits})) for ev, kind in CATALOGUE.items()}
+_committer = lru_cache(64)(committer)
+"""One message's events stand together and share their key."""

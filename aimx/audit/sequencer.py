@@ -36,6 +36,9 @@ HIGH_WATER = "audit.checkpoint"
 BATCH = 1000
 """Leaves in one commit of audit.db: about half a megabyte."""
 
+LOOK_S = 5.0
+"""Between looks into the outbox without being woken: the command line writes events from another process."""
+
 PATIENCE_S = 1.0
 """After a failure (disk full, database locked) until the next try."""
 
@@ -181,7 +184,7 @@ class Sequencer:
         now = time.monotonic()
         beat = self._grown_at + self._heartbeat_every - now
         sign = self._signed_at + self._checkpoint_every - now if self.size != self._signed_size else beat
-        return max(0.0, min(beat, sign))
+        return max(0.0, min(beat, sign, LOOK_S))
 
     async def _drain(self) -> None:
         full = True
