@@ -76,22 +76,34 @@ class NodeProcess:
 
         `same_ports`: listen where the last run did, for clients that come back by themselves.
         """
-        assert self.process is None, "it runs already"
         self.ready_file.unlink(missing_ok=True)
-        doors = {name: self.endpoint(name) if same_ports else ("127.0.0.1", 0) for name in LISTENERS}
-        command = [*self.wrapper, *AIMX, "serve", "--data", str(self.data), "--config", str(self.toml)]
-        command += ["--ready-file", str(self.ready_file), *self.flags]
-        for name, (host, port) in doors.items():
-            command += [f"--{name}", f"{host}:{port}"]
-        with self.log.open("ab") as log, Appearance(self.ready_file) as appearance:
-            self.process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=clean_environ(self.environ)
-            )
-            if not appearance.wait(self.process.pid, START_S):
+        with Appearance(self.ready_file) as appearance:
+            process = self._spawn({name: self.endpoint(name) for name in LISTENERS} if same_ports else {})
+            if not appearance.wait(process.pid, START_S):
                 self._end(signal.SIGKILL, 5)
                 raise AssertionError(f"the node did not start:\n{self.tail()}")
         self.ready = json.loads(self.ready_file.read_bytes())
         return self
+
+    def start_and_kill(self, after_s: float) -> None:
+        """Start it and kill it while it does so (or just after)."""
+        process = self._spawn({})
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(after_s)
+        self.kill()
+
+    def _spawn(self, doors: Mapping[str, tuple[str, int]]) -> subprocess.Popen[bytes]:
+        assert self.process is None, "it runs already"
+        command = [*self.wrapper, *AIMX, "serve", "--data", str(self.data), "--config", str(self.toml)]
+        command += ["--ready-file", str(self.ready_file), *self.flags]
+        for name in LISTENERS:
+            host, port = doors.get(name, ("127.0.0.1", 0))
+            command += [f"--{name}", f"{host}:{port}"]
+        with self.log.open("ab") as log, (self.folder / "node.out").open("ab") as out:
+            self.process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=out, stderr=log, env=clean_environ(self.environ)
+            )
+        return self.process
 
     def stop(self) -> float:
         """SIGTERM; asserts that it leaves in time and with exit code 0. Returns the seconds it took."""

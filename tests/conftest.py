@@ -1,0 +1,27 @@
+"""Fixtures that all layers share. One node serves a whole test file; each test adds agents of its own."""
+
+import itertools
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests.node_process import Account, NodeProcess
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="module")
+def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NodeProcess]:
+    """A running node; at the end it must leave in time, with exit code 0 and without a line of trouble in its log."""
+    with NodeProcess(tmp_path_factory.mktemp("node")) as running:
+        yield running
+
+
+@pytest.fixture
+def new_agent(node: NodeProcess) -> Callable[..., Account]:
+    """`new_agent("critic")`: an account whose name nobody else in this file has."""
+
+    def add(name: str = "agent", *options: str) -> Account:
+        return node.add_agent(f"{name}{next(_numbers)}", *options)
+
+    return add
