@@ -6,13 +6,13 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 
 import pytest
-from test_scram import CLIENT_FIRST, client_final
 
 from aimx.config import SignIn
 from aimx.identity import scram
 from aimx.identity.agents import Denied, Directory, Granted, SignInDialog
 from aimx.identity.sasl import Challenge
 from aimx.store.contract import Agent
+from tests.unit.test_scram import CLIENT_FIRST, client_final
 
 ME = "user@fabric.local"
 PEER = "192.0.2.1"
