@@ -9,8 +9,8 @@ from hashlib import sha256
 LIMIT = 64 * 1024
 
 # A word that holds a digit is a number, a time, an id or a counter. Every pattern begins with a digit or with "#", so
-# that the regular expression engine skips plain text as fast as it can; what stands *before* a digit is therefore looked
-# for in the reversed text, where it stands behind.
+# that the regular expression engine skips plain text as fast as it can; what stands *before* a digit is therefore
+# looked for in the reversed text, where it stands behind.
 _FROM_DIGIT = re.compile(rb"[0-9][0-9A-Za-z]*+")
 _BEFORE_DIGIT = re.compile(rb"#[A-Za-z]++")
 # What joins the pieces of one date, number or UUID: 2026-01-02 03:04:05.6+00:00, -1,234.5e-6, a UUID's letter group.

@@ -327,3 +327,30 @@ def metric_spec(name: str) -> MetricSpec:
 
 
 _METRICS_BY_NAME = {spec.name: spec for spec in METRICS}
+
+
+# ── documentation ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def tables() -> str:
+    """Both catalogues as the Markdown tables of `docs/spans.md`; `python -m aimx.telemetry.catalogue` prints them."""
+    lines = ["## Spans", "", "| span | kind | parent → links | says |", "|---|---|---|---|"]
+    for spec in SPANS:
+        family = spec.parent + (f" → {spec.links}" if spec.links else "")
+        lines.append(f"| `{spec.name}` | {spec.kind.name} | {family} | {spec.doc} |")
+    lines += ["", "## Attributes and events", "", "| span | attributes | events |", "|---|---|---|"]
+    lines.append(f"| any that is about one message | {_code(COMMON)} | |")
+    for spec in SPANS:
+        lines.append(f"| `{spec.name}` | {_code(spec.attributes)} | {_code(spec.events)} |")
+    lines += ["", "## Metrics", "", "| metric | kind | unit | labels | says |", "|---|---|---|---|---|"]
+    for metric in METRICS:
+        lines.append(f"| `{metric.name}` | {metric.kind} | {metric.unit} | {_code(metric.labels)} | {metric.doc} |")
+    return "\n".join(lines) + "\n"
+
+
+def _code(words: tuple[str, ...]) -> str:
+    return ", ".join(f"`{word}`" for word in words)
+
+
+if __name__ == "__main__":
+    print(tables(), end="")
