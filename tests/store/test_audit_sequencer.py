@@ -10,7 +10,6 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from audit_memory import MemoryStore
 
 from aimx.audit import evidence, keys
 from aimx.audit.log import Log, LogError, NotCovered, Reader
@@ -19,6 +18,7 @@ from aimx.store.contract import NotFound
 from aimx.telemetry.span import Span, Tracer
 from aimx.tlog import checkpoint
 from aimx.tlog.errors import ProofError
+from tests.store.audit_memory import MemoryStore
 
 
 def new(store: MemoryStore, folder: Path, **options: object) -> Sequencer:

@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from audit_memory import MemoryStore
 
 from aimx.audit import events, keys
 from aimx.audit.integrity import CHUNK
@@ -19,6 +18,7 @@ from aimx.audit.verify import verify
 from aimx.store.contract import SpanRef
 from aimx.tlog import tree
 from aimx.tlog.leaf import new_key
+from tests.store.audit_memory import MemoryStore
 
 
 class Node:
