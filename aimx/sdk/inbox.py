@@ -81,8 +81,8 @@ class Inbox:
             yield future
         finally:
             del self._wanted[message_id]
-            if future.done():
-                future.exception()
+            if future.done() and not future.cancelled():
+                future.exception()  # it was told to nobody, on purpose
             self._rest()
 
     async def done(self, uid: int) -> None:

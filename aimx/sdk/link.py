@@ -79,9 +79,10 @@ class Link:
         while not self._news.is_set():
             async with self._turn:
                 self._check()
+                if self._news.is_set():  # it came while somebody else had the turn
+                    break
                 self._stirred.clear()
-                # Between the last answer and here the server may have spoken: look before sleeping.
-                if not self._news.is_set() and not self._talk.idling:
+                if not self._talk.idling:
                     self._begin_idle()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(IDLE_FOR):
