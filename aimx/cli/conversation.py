@@ -1,9 +1,13 @@
-"""A timeline as a tree in the terminal: a line for each message, what happened to it below, answers below that."""
+"""A timeline as a tree in the terminal: a line for each message, what happened to it below, answers below that.
 
+A dialogue would walk off the screen if every answer were set in: the only answer to a message stands under it with `↳`,
+set in no further; only where a conversation branches does the tree branch.
+"""
+
+from collections import Counter
 from collections.abc import Iterator
 
 from rich.console import Group, RenderableType
-from rich.markup import escape
 from rich.text import Text
 from rich.tree import Tree
 
@@ -13,14 +17,14 @@ from aimx.sidecar.timeline import Entry, Step, Timeline
 _SIGN = {
     "accepted": ("·", "dim"),
     "routed": ("→", "dim"),
-    "warned": ("!", "yellow"),
+    "warned": ("⚠", "yellow"),
     "delivered": ("✓", "green"),
     "deferred": ("◷", "yellow"),
     "bounced": ("✗", "red"),
     "read": ("◉", "dim"),
     "acknowledged": ("✓", "cyan"),
-    "refused": ("⛔", "bold red"),
-    "erased": ("␡", "dim"),
+    "refused": ("✗", "bold red"),
+    "erased": ("-", "dim"),
 }
 _OUTCOME = {
     "acknowledged": "cyan",
@@ -34,23 +38,75 @@ _OUTCOME = {
 }
 _QUIET = frozenset({"accepted", "routed", "delivered", "read", "acknowledged", "flagged", "accessed"})
 """Steps of an ordinary day: told in the message's own line unless everything is asked for."""
-MAX_DRAWN_LEVEL = 12
-"""Answers deeper than this are drawn at this depth: a loop of sixty would walk off the screen."""
 
 
 def draw(timeline: Timeline, *, everything: bool = False) -> RenderableType:
-    """The whole conversation. `everything`: every step a line of its own, with span and audit index."""
-    shorten = _shortener(timeline)
-    root = Tree(_title(timeline), guide_style="dim")
-    above: dict[str | None, Tree] = {None: root}
-    for entry in timeline.entries:
-        branch = above.get(entry.parent, root)
-        node = branch.add(_line(entry, timeline, shorten))
-        for step in entry.steps:
-            if everything or step.kind not in _QUIET:
-                node.add(_step(step, entry, shorten, everything=everything))
-        above[entry.id] = node if entry.level < MAX_DRAWN_LEVEL else branch
-    return Group(root, "", _sum(timeline))
+    """The whole conversation. `everything`: every step a line of its own, with ids, spans and audit index."""
+    return Group(_Drawing(timeline, everything).tree(), "", _sum(timeline))
+
+
+class _Drawing:
+    def __init__(self, timeline: Timeline, everything: bool) -> None:
+        self._timeline = timeline
+        self._everything = everything
+        self._warned = False
+        domains = {one.address.partition("@")[2] for one in timeline.participants if "@" in one.address}
+        # Addresses go without their domain where there is only one.
+        self._suffix = f"@{domains.pop()}" if len(domains) == 1 else ""
+
+    def tree(self) -> Tree:
+        root = Tree(_title(self._timeline), guide_style="dim")
+        answers = Counter(entry.parent for entry in self._timeline.entries)
+        place: dict[str | None, Tree] = {None: root}
+        for entry in self._timeline.entries:
+            node = place.get(entry.parent, root).add(self._line(entry))
+            for step in entry.steps:
+                if self._everything or step.kind not in _QUIET:
+                    self._add_step(node, step, entry)
+            only = entry.parent is not None and answers[entry.parent] == 1
+            # Under an only answer go its own answers only if they branch; else the dialogue goes on at this margin.
+            place[entry.id] = place.get(entry.parent, root) if only and answers[entry.id] == 1 else node
+        return root
+
+    def _line(self, entry: Entry) -> Text:
+        out = Text()
+        if entry.parent is not None:
+            out.append("↳ ", "dim")
+        out.append(f"+{span_of(entry.at_ms)}  ", "dim")
+        out.append(self._short(entry.sender) or "AIMX", "bold")
+        out.append(" → ")
+        out.append(", ".join(self._short(address) for address in entry.recipients) or "?", "bold")
+        if entry.subject:
+            out.append(f"  {_cut(entry.subject)}", "italic")
+        for word in _fates(entry):
+            out.append_text(word)
+        if entry.answered_after_ms is not None and entry.link == "in_reply_to":
+            out.append(f", answered in {span_of(entry.answered_after_ms)}", "dim")
+        if self._everything:
+            out.append(f"  {entry.id if entry.stored else 'never stored'}  depth {entry.depth or 0}", "dim")
+        return out
+
+    def _add_step(self, node: Tree, step: Step, entry: Entry) -> None:
+        if step.kind == "warned" and not self._everything:
+            if self._warned:  # it warns again with each further message; once is enough to read
+                return
+            self._warned = True
+        sign, style = _SIGN.get(step.kind, ("·", "dim"))
+        out = Text()
+        out.append(f"{sign} ", style).append(self._short(step.text), style)
+        out.append(f"  +{span_of(max(0, step.t_ms - entry.t_ms))}", "dim")
+        if step.kind == "deferred":
+            if step.wait_ms is not None:
+                out.append(f", next try after {span_of(step.wait_ms)}", "yellow")
+        elif step.wait_ms and self._everything:
+            out.append(f", waited {span_of(step.wait_ms)}", "dim")
+        if self._everything:
+            place = "not yet in the log" if step.index is None else f"leaf {step.index}"
+            out.append(f"  {step.event}  span {step.span_id}  {place}", "dim")
+        node.add(out)
+
+    def _short(self, text: str) -> str:
+        return text.replace(self._suffix, "") if self._suffix else text
 
 
 def _title(timeline: Timeline) -> Text:
@@ -61,23 +117,6 @@ def _title(timeline: Timeline) -> Text:
     out.append(f"  {clock(timeline.started_ms)}", "dim")
     if timeline.truncated:
         out.append("  (only the newest messages)", "yellow")
-    return out
-
-
-def _line(entry: Entry, timeline: Timeline, shorten: "_Shorten") -> Text:
-    out = Text()
-    out.append(f"+{span_of(entry.at_ms)} ".rjust(9), "dim")
-    out.append(shorten(entry.sender) or "AIMX", "bold")
-    out.append(" → ")
-    out.append(", ".join(shorten(address) for address in entry.recipients) or "?", "bold")
-    if entry.subject:
-        out.append(f"  {_cut(entry.subject)}", "italic")
-    for word in _fates(entry):
-        out.append_text(word)
-    if entry.answered_after_ms is not None and entry.link == "in_reply_to":
-        out.append(f"  answered after {span_of(entry.answered_after_ms)}", "dim")
-    if entry.id and entry.stored:
-        out.append(f"  {entry.id}", "dim")
     return out
 
 
@@ -94,22 +133,6 @@ def _fates(entry: Entry) -> Iterator[Text]:
         if until is not None:
             out.append(f" in {span_of(max(0, until - entry.t_ms))}", "dim")
         yield out
-
-
-def _step(step: Step, entry: Entry, shorten: "_Shorten", *, everything: bool) -> Text:
-    sign, style = _SIGN.get(step.kind, ("·", "dim"))
-    out = Text()
-    out.append(f"{sign} ", style).append(shorten(step.text), style)
-    out.append(f"  +{span_of(max(0, step.t_ms - entry.t_ms))}", "dim")
-    if step.kind == "deferred":
-        if step.wait_ms is not None:
-            out.append(f"  next try after {span_of(step.wait_ms)}", "yellow")
-    elif step.wait_ms and everything:
-        out.append(f"  waited {span_of(step.wait_ms)}", "dim")
-    if everything:
-        place = "not yet in the log" if step.index is None else f"leaf {step.index}"
-        out.append(f"  {step.event}  span {step.span_id}  {place}", "dim")
-    return out
 
 
 def _sum(timeline: Timeline) -> Text:
@@ -129,20 +152,6 @@ def _sum(timeline: Timeline) -> Text:
     return out
 
 
-class _Shorten:
-    """Addresses without their domain where there is only one."""
-
-    def __init__(self, domains: set[str]) -> None:
-        self._suffix = f"@{domains.pop()}" if len(domains) == 1 else ""
-
-    def __call__(self, text: str) -> str:
-        return text.replace(self._suffix, "") if self._suffix else text
-
-
-def _shortener(timeline: Timeline) -> _Shorten:
-    return _Shorten({one.address.partition("@")[2] for one in timeline.participants if "@" in one.address})
-
-
 def _cut(text: str, width: int = 48) -> str:
     text = " ".join(text.split())
-    return escape(text) if len(text) <= width else f"{text[: width - 1]}…"
+    return text if len(text) <= width else f"{text[: width - 1]}…"

@@ -288,8 +288,8 @@ def _show(folder: Path, seen: Seen) -> None:
         for i, line in enumerate(seen.report.lines()):
             console.print(line, markup=False, style=("green" if seen.report.ok else "red") if i == 0 else None)
     if seen.evidence is not None:
-        title = f"proof that message {seen.evidence.eid} was accepted as it is"
-        console.print(Panel(escape(seen.evidence.proof.strip()), title=title, border_style="green", expand=False))
+        console.print(Rule(f"proof that message {seen.evidence.eid} was accepted as it is", align="left", style="dim"))
+        console.print(seen.evidence.proof.strip(), markup=False, soft_wrap=True, style="dim")
     console.print(Rule("what held", align="left", style="dim"))
     for claim, holds in seen.claims():
         console.print(f"{'[green]✓[/]' if holds else '[red]✗[/]'} {claim}")
