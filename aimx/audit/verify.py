@@ -18,6 +18,7 @@ from aimx.audit.log import FILE, LogError, Reader
 from aimx.audit.reconciliation import Evidence, Reconciliation
 from aimx.audit.report import Report
 from aimx.audit.sequencer import HIGH_WATER
+from aimx.telemetry import metrics
 
 
 async def verify(
@@ -50,7 +51,12 @@ async def verify(
     finally:
         reader.close()
     report.seconds = time.monotonic() - began
+    if not report.ok:
+        _FAILURES.add()
     return report
+
+
+_FAILURES = metrics.counter("aimx.audit.verify.failures").labels()
 
 
 def _read_high_water(path: Path) -> str | None:

@@ -133,9 +133,9 @@ ATTACKS = {
     "leaf-unexplained": "DELETE FROM event WHERE seq = 4",
     "message-missing": "DELETE FROM content WHERE message = 3; DELETE FROM message WHERE id = 3",
     "message-unlogged": "INSERT INTO message SELECT 9999, '01JZ0000000000000000000009', t_ms, sender, agent,"
-    " recipients, delivered_to, '<x@y>', in_reply_to, subject, content_type, workflow, priority, origin_trace, origin_span,"
-    " trace_flags, tracestate, baggage, context_source, received_trace, received_span, depth, loop_key, header_size,"
-    " body_size FROM message WHERE id = 3",
+    " recipients, delivered_to, '<x@y>', in_reply_to, subject, content_type, workflow, priority, origin_trace,"
+    " origin_span, trace_flags, tracestate, baggage, context_source, received_trace, received_span, depth,"
+    " loop_key, header_size, body_size FROM message WHERE id = 3",
 }
 
 
