@@ -16,7 +16,7 @@ from aimx.identity import tokens
 from aimx.sidecar.context import SidecarContext
 from aimx.sidecar.problems import Problem
 from aimx.sidecar.visibility import takes_part
-from aimx.store.contract import MessageRecord, SpanRef
+from aimx.store.contract import MessageFilter, MessageRecord, SpanRef
 from aimx.telemetry.context import Context
 from aimx.telemetry.span import INTERNAL
 
@@ -72,11 +72,18 @@ async def admin(caller: SignedIn) -> Caller:
 Admin = Annotated[Caller, Depends(admin)]
 
 
-async def message(here: SidecarContext, caller: Caller, eid: str) -> MessageRecord:
-    """The message, if the caller may see it; else the problem is the same as if there were none."""
-    record = await here.store.message(eid)
+async def message(here: SidecarContext, caller: Caller, name: str) -> MessageRecord:
+    """The message, if the caller may see it; else the problem is the same as if there were none.
+
+    `name` is its id or its Message-ID; of several with that Message-ID the newest.
+    """
+    if name.startswith("<"):
+        found = await here.store.find(MessageFilter(message_id=name, viewer=caller.agent), 1)
+        record = found[0] if found else None
+    else:
+        record = await here.store.message(name)
     if record is None or (caller.agent is not None and not takes_part(record, caller.agent)):
-        raise Problem("not-found", f"There is no message {eid} that this token may see.")
+        raise Problem("not-found", "There is no such message that this token may see. `GET /v1/messages` lists those.")
     return record
 
 

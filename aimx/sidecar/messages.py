@@ -13,6 +13,7 @@ from aimx.sidecar.describe import content, problems
 from aimx.sidecar.models import (
     A_TRACE,
     A_ULID,
+    MESSAGE,
     TRACE_ID,
     ULID,
     Event,
@@ -32,8 +33,14 @@ PART = 256 * 1024
 
 router = APIRouter(tags=["messages"])
 
-MessageId = Annotated[
-    str, Path(alias="id", pattern=ULID, description="The message's id: the ULID in the 250.", examples=[A_ULID])
+MessageName = Annotated[
+    str,
+    Path(
+        alias="id",
+        pattern=MESSAGE,
+        description="The message's id (the ULID in the 250), or its Message-ID header with angle brackets.",
+        examples=[A_ULID],
+    ),
 ]
 
 
@@ -86,8 +93,9 @@ async def list_messages(
     operation_id="getMessage",
     responses=problems("unauthenticated", "not-found", "invalid-request", "unavailable"),
 )
-async def get_message(here: Here, caller: SignedIn, eid: MessageId) -> MessageDetail:
-    record = await access.message(here, caller, eid)
+async def get_message(here: Here, caller: SignedIn, name: MessageName) -> MessageDetail:
+    record = await access.message(here, caller, name)
+    eid = record.eid
     erased = is_erased(record)
     payload = None
     if not erased:
@@ -125,8 +133,9 @@ async def get_message(here: Here, caller: SignedIn, eid: MessageId) -> MessageDe
         **problems("unauthenticated", "not-found", "erased", "invalid-request", "unavailable"),
     },
 )
-async def get_raw(here: Here, caller: SignedIn, eid: MessageId) -> StreamingResponse:
-    record = await access.message(here, caller, eid)
+async def get_raw(here: Here, caller: SignedIn, name: MessageName) -> StreamingResponse:
+    record = await access.message(here, caller, name)
+    eid = record.eid
     header = await here.store.header(eid)
     if is_erased(record) or not header:
         raise Problem("erased")

@@ -13,6 +13,8 @@ from aimx.sidecar.visibility import facts
 from aimx.store.contract import Located, MessageRecord, Pending, StoredEvent
 
 ULID = r"^[0-7][0-9A-HJKMNP-TV-Z]{25}$"
+MESSAGE = r"^(?:[0-7][0-9A-HJKMNP-TV-Z]{25}|<[!-;=?-~]{1,996}>)$"
+"""A message: by its id, or by its Message-ID header with angle brackets."""
 TRACE_ID = r"^[0-9a-f]{32}$"
 A_ULID = "01KAQ5XV2M8Z7Q4T9H3W6E1R0C"
 A_TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"

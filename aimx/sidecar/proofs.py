@@ -19,7 +19,7 @@ from aimx.sidecar import access
 from aimx.sidecar.access import Admin, Here, SignedIn
 from aimx.sidecar.context import SidecarContext
 from aimx.sidecar.describe import content, problems
-from aimx.sidecar.messages import MessageId
+from aimx.sidecar.messages import MessageName
 from aimx.sidecar.models import A_ULID, ULID, MessageProof, VerifyReport
 from aimx.sidecar.problems import Problem
 from aimx.sidecar.visibility import is_sender, visible
@@ -64,18 +64,18 @@ async def verify_log(request: Request, here: Here, caller: Admin) -> VerifyRepor
 async def prove(
     here: Here,
     caller: SignedIn,
-    eid: MessageId,
+    name: MessageName,
     event: Annotated[
         str | None, Query(pattern=ULID, description="Id of one of the message's events.", examples=[A_ULID])
     ] = None,
 ) -> MessageProof:
-    record = await access.message(here, caller, eid)
-    events = await here.store.events_of(eid)
+    record = await access.message(here, caller, name)
+    events = await here.store.events_of(record.eid)
     if caller.agent is not None:
         seen = {found.seq for found in visible(record, events, caller.agent)}
         events = [found for found in events if found.seq in seen]  # with the openings that `visible` takes away
     try:
-        (evidence,) = await event_proofs(_Only(_wanted(events, event)), here.log, eid)
+        (evidence,) = await event_proofs(_Only(_wanted(events, event)), here.log, record.eid)
     except NotCovered:
         raise Problem("not-logged-yet") from None
     found = evidence.to_json()

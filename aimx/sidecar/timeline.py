@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from aimx.sidecar.conversation import Conversation, order, trace_conversation
 from aimx.sidecar.visibility import concerns, facts, takes_part
-from aimx.store.contract import MessageRecord, NotFound, Store, StoredEvent
+from aimx.store.contract import MessageFilter, MessageRecord, NotFound, Store, StoredEvent
 
 StepKind = Literal[
     "accepted", "routed", "warned", "delivered", "deferred", "bounced", "read", "flagged", "acknowledged",
@@ -167,7 +167,7 @@ class Timeline:
 
 
 async def timeline(store: Store, what: bytes | str, viewer: str | None = None) -> Timeline:
-    """The conversation of a trace (16 bytes, or 32 hex digits) or of a message's trace (its id).
+    """The conversation of a trace (16 bytes, or 32 hex digits), or of a message's trace (its id or Message-ID).
 
     `viewer` limits it to what that agent sent or received. Raises NotFound when there is nothing (to see).
     """
@@ -177,12 +177,17 @@ async def timeline(store: Store, what: bytes | str, viewer: str | None = None) -
 async def _trace_of(store: Store, what: bytes | str, viewer: str | None) -> bytes:
     if isinstance(what, bytes):
         return what
-    if len(what) == 32:
+    if len(what) == 32 and "@" not in what:
         try:
             return bytes.fromhex(what)
         except ValueError:
             raise NotFound(f"{what} is neither a trace id nor a message id") from None
-    record = await store.message(what)
+    if "@" in what:
+        name = what if what.startswith("<") else f"<{what}>"
+        found = await store.find(MessageFilter(message_id=name, viewer=viewer), 1)
+        record = found[0] if found else None
+    else:
+        record = await store.message(what)
     if record is None or (viewer is not None and not takes_part(record, viewer)):
         raise NotFound(f"there is no message {what}")
     return record.origin.trace_id

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import msgpack
@@ -242,6 +243,14 @@ async def test_a_message_in_full(here: World, http: httpx.AsyncClient) -> None:
     assert found["trace_ids"] == [TRACE.hex()]
 
 
+async def test_a_message_is_also_found_by_its_message_id(here: World, http: httpx.AsyncClient) -> None:
+    eid = await here.send(PLANNER, RESEARCHER)
+    name = quote(f"<{eid}@fabric.local>", safe="")
+    assert (await get(http, f"/v1/messages/{name}"))["message"]["id"] == eid
+    async with here.client(here.agents[CRITIC]) as stranger:
+        assert_problem(await stranger.get(f"/v1/messages/{name}"), "not-found")
+
+
 async def test_what_waits_says_for_whom_why_and_until_when(here: World, http: httpx.AsyncClient) -> None:
     await here.send(PLANNER, CRITIC)
     eid = await here.send(PLANNER, CRITIC)
@@ -465,9 +474,7 @@ async def test_a_workflow_in_order_with_agents_counts_and_warnings(here: World, 
     one = await here.send(PLANNER, CRITIC, workflow=name)
     two = await here.send(PLANNER, CRITIC, workflow=name, trace=b"\x33" * 16, depth=16)
     await here.refuse(PLANNER, CRITIC, answers=one, workflow=name)
-    found = await get(
-        http, "/v1/workflows/" + httpx.URL("https://x", params={"q": name}).query.decode()[2:].replace("+", "%20")
-    )
+    found = await get(http, f"/v1/workflows/{quote(name, safe='')}")
     assert found["workflow"] == name
     assert [message["id"] for message in found["messages"]] == [one, two]
     assert found["trace_ids"] == [TRACE.hex(), "33" * 16]
