@@ -600,7 +600,7 @@ class Store(Protocol):
 
     async def status(self, keys: Sequence[MailboxKey]) -> dict[MailboxKey, Status]: ...
     async def select(self, key: MailboxKey, claim_recent: bool) -> Snapshot:
-        r"""Raises NotFound. `claim_recent` (SELECT, not EXAMINE): what is new stops being \Recent for later sessions."""
+        r"""Raises NotFound. `claim_recent` (SELECT, not EXAMINE): new ones are not \Recent for later sessions."""
 
     async def changes(self, key: MailboxKey, since_modseq: int, claim_recent: bool = False) -> Changes: ...
     async def fetch(self, key: MailboxKey, uids: Ranges, *, header: bool = False, body: int = 0) -> list[Row]:

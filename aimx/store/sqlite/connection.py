@@ -34,7 +34,8 @@ def create(path: Path) -> None:
     if sqlite3.sqlite_version_info < MINIMUM:
         need = ".".join(map(str, MINIMUM))
         raise StoreError(f"SQLite {sqlite3.sqlite_version} is too old; AIMX needs {need} or newer")
-    os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
+    if not path.exists():  # never open it by hand once it is in use: closing would drop this process's locks on it
+        os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
     db = connect(path, write=True)
     try:
         db.execute("PRAGMA journal_mode = WAL")

@@ -3,7 +3,7 @@
 import sqlite3
 import time
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from aimx.store.contract import (
     Changes,
@@ -207,7 +207,7 @@ def _remove(tx: Tx, own: Box, uids: list[int], key: MailboxKey) -> int:
     return modseq
 
 
-def _count(db: sqlite3.Connection, own: Box, these: str, here: dict[str, object], sign: int) -> None:
+def _count(db: sqlite3.Connection, own: Box, these: str, here: Mapping[str, object], sign: int) -> None:
     """Entries come into the counts of their mailbox (+1), or are about to leave (-1). One MODSEQ for all of them."""
     counts = db.execute(
         f"SELECT :sign * count(*), :sign * sum(uid >= :recent_from), :sign * sum(flags & {flags.SEEN} = 0),"  # noqa: S608
