@@ -49,7 +49,7 @@ class Account:
 
 @dataclass
 class NodeProcess:
-    """A data folder and the process that serves it. `start`, `stop`, `kill` may follow each other any number of times."""
+    """A data folder and the process that serves it. `start`, `stop` and `kill` may follow each other at will."""
 
     folder: Path
     config: str = ""
@@ -236,7 +236,7 @@ def clean_environ(extra: Mapping[str, str]) -> dict[str, str]:
 
 
 class Appearance:
-    """Waits for a file to be moved into its folder, or for a process to end, whichever is first (Linux: inotify, pidfd)."""
+    """Waits for a file to appear or for a process to end, whichever is first (Linux: inotify, pidfd)."""
 
     _MOVED_TO, _CLOSE_WRITE = 0x80, 0x8
 

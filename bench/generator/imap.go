@@ -89,6 +89,17 @@ func (w *watchers) finish(want int64, limit time.Duration) (exists, body []float
 	return w.exists, w.body, err
 }
 
+// failed notes an error, unless all was read by then and the connections were closed for that.
+func (w *watchers) failed(err error) {
+	select {
+	case <-w.enough:
+	default:
+		w.lock.Lock()
+		w.err = err
+		w.lock.Unlock()
+	}
+}
+
 func (w *watchers) reached() {
 	select {
 	case <-w.enough:
@@ -124,9 +135,7 @@ func (o *watcher) watch(ready chan struct{}) {
 			return
 		}
 		if err := o.fetch(); err != nil {
-			o.w.lock.Lock()
-			o.w.err = err
-			o.w.lock.Unlock()
+			o.w.failed(err)
 			return
 		}
 	}

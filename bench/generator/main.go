@@ -1,6 +1,6 @@
 // Generator drives one mail server with kept connections and says how it answered, as one JSON object on stdout.
 //
-// Three modes:
+// `generator sink` is something else: an OTLP collector that keeps nothing. Otherwise there are three modes:
 //
 //	load   N connections send COUNT messages in all, as fast as each is answered
 //	paced  the same at a fixed rate over all connections; latency then counts from when a message was due
@@ -60,6 +60,10 @@ type result struct {
 }
 
 func main() {
+	if len(os.Args) == 2 && os.Args[1] == "sink" {
+		fmt.Fprintln(os.Stderr, "generator:", sink())
+		os.Exit(1)
+	}
 	p, err := parse()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "generator:", err)

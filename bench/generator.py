@@ -1,0 +1,79 @@
+"""The compiled load generator (`bench/generator`, Go, standard library only): built once, run with a plan."""
+
+import json
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tests.node_process import Account
+
+SOURCE = Path(__file__).parent / "generator"
+LIMIT_S = 120
+
+
+class Unavailable(Exception):
+    """Something this benchmark needs is not on this machine."""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What one run of the generator said. Times in milliseconds."""
+
+    accepted: int
+    refused: int
+    per_second: float
+    first_at: float
+    last_at: float
+    submit_ms: dict[str, float]
+    exists_ms: dict[str, float] = field(default_factory=dict)
+    body_ms: dict[str, float] = field(default_factory=dict)
+    read: int = 0
+
+
+class Generator:
+    """Runs in `folder`, where its binary and the account files go."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._binary = folder / "generator"
+        try:
+            subprocess.run(
+                ["go", "build", "-o", self._binary, "."], cwd=SOURCE, check=True, capture_output=True, text=True
+            )
+        except FileNotFoundError:
+            raise Unavailable("the generator is written in Go; install golang-go") from None
+        except subprocess.CalledProcessError as error:
+            raise Unavailable(f"the generator does not build: {error.stderr}") from None
+
+    def run(
+        self, smtp: str, senders: Sequence[Account], recipients: Sequence[Account], *, count: int, **options: Any
+    ) -> Result:
+        """`options` are the generator's flags: mode, imap, ca, connections, size, rate, traceparent, workflow."""
+        command = [str(self._binary), "-smtp", smtp, "-count", str(count)]
+        for name, accounts in (("senders", senders), ("recipients", recipients)):
+            path = self._folder / f"{name}.json"
+            path.write_text(json.dumps([{"address": a.address, "password": a.password} for a in accounts]))
+            command += [f"-{name}", str(path)]
+        command += [
+            f"-{name}={str(value).lower() if isinstance(value, bool) else value}" for name, value in options.items()
+        ]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=False)
+        said = json.loads(done.stdout) if done.stdout else {"error": done.stderr}
+        if done.returncode != 0:
+            raise RuntimeError(f"the generator failed: {said.get('error')}")
+        known = Result.__dataclass_fields__
+        return Result(**{name: value for name, value in said.items() if name in known and value is not None})
+
+    @contextmanager
+    def sink(self) -> Iterator[str]:
+        """An OTLP collector that keeps nothing; yields its endpoint."""
+        process = subprocess.Popen([str(self._binary), "sink"], stdout=subprocess.PIPE, text=True)
+        try:
+            assert process.stdout is not None
+            yield f"http://127.0.0.1:{int(process.stdout.readline())}"
+        finally:
+            process.kill()
+            process.wait(5)
