@@ -19,17 +19,19 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from urllib.parse import urlsplit
 
 from aimx.telemetry import metrics
 from aimx.telemetry.catalogue import MetricSpec
 from aimx.telemetry.context import Context
+from aimx.telemetry.otlp import Encoder
 from aimx.telemetry.span import Kind, Sampler, Sink, Span, Tracer, always, never
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.metrics.export import MetricsData
     from opentelemetry.sdk.trace import ReadableSpan
+    from opentelemetry.sdk.trace.export import SpanExporter
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +62,8 @@ def open_tracer(service: str = "aimx") -> Tracer:
     kinds = exporters_asked(env, "TRACES")
     if not kinds:
         return Tracer()
-    return Tracer(Pipeline(lambda: _span_exporters(kinds, env), resource(service, env), env), sampler(env))
+    about = resource(service, env)
+    return Tracer(Pipeline(lambda: _transports(kinds, about, env), env), sampler(env))
 
 
 def open_metrics(service: str = "aimx") -> "MetricPump | None":
@@ -182,9 +185,8 @@ def _whole(env: Environ, variable: str, default: int) -> int:
 class Pipeline(Sink):
     """A bounded buffer and the thread that empties it and owns the exporters; `take` does nothing but append."""
 
-    def __init__(self, make: Callable[[], list[Any]], attributes: Mapping[str, str], env: Environ) -> None:
+    def __init__(self, make: "Callable[[], list[Transport]]", env: Environ) -> None:
         self._make = make
-        self._attributes = attributes
         self._capacity = _whole(env, "OTEL_BSP_MAX_QUEUE_SIZE", 16_384)
         self._batch = min(_whole(env, "OTEL_BSP_MAX_EXPORT_BATCH_SIZE", 512), self._capacity)
         self._delay = _whole(env, "OTEL_BSP_SCHEDULE_DELAY", 1_000) / 1000
@@ -192,7 +194,7 @@ class Pipeline(Sink):
         self._wake = threading.Event()
         self._waiting: deque[threading.Event] = deque()
         self._closing = False
-        self._exporters: list[Any] = []
+        self._transports: list[Transport] = []
         self._thread = threading.Thread(target=self._run, name="aimx-spans", daemon=True)
         self._thread.start()
 
@@ -224,15 +226,14 @@ class Pipeline(Sink):
             log.warning("spans left unsent at the end", extra={"spans": len(self._buffer)})
         _DROPPED_REFUSED.value += len(self._buffer)
         self._buffer.clear()
-        for exporter in self._exporters:
+        for transport in self._transports:
             # Cancels a call that hangs; the thread is a daemon and does not hold the process.
-            threading.Thread(target=exporter.shutdown, daemon=True).start()
+            threading.Thread(target=transport.shutdown, daemon=True).start()
         return in_time
 
     def _run(self) -> None:
         try:
-            self._exporters = self._make()
-            encode = encoder(self._attributes)
+            self._transports = self._make()
         except Exception:
             log.exception("span export is off: the exporter could not be made")
             self._closing = True
@@ -243,22 +244,29 @@ class Pipeline(Sink):
             waiting = [self._waiting.popleft() for _ in range(len(self._waiting))]
             while self._buffer:
                 count = min(self._batch, len(self._buffer))
-                self._send(encode([self._buffer.popleft() for _ in range(count)]))
+                self._send([self._buffer.popleft() for _ in range(count)])
             for done in waiting:
                 done.set()
 
-    def _send(self, batch: "list[ReadableSpan]") -> None:
-        for exporter in self._exporters:
+    def _send(self, batch: list[Span]) -> None:
+        for transport in self._transports:
             try:
-                taken = exporter.export(batch).value == 0  # SpanExportResult.SUCCESS
+                taken = transport.send(batch)
             except Exception:  # whatever a transport raises must not end the thread
                 log.exception("spans could not be exported")
                 taken = False
             (_EXPORTED if taken else _DROPPED_REFUSED).value += len(batch)
 
 
-def encoder(attributes: Mapping[str, str]) -> "Callable[[Sequence[Span]], list[ReadableSpan]]":
-    """A function from our spans to what the exporters take. The one place that knows both."""
+class Transport(NamedTuple):
+    """One way out. `send` blocks, and says whether the collector took the batch; `shutdown` cancels it."""
+
+    send: Callable[[Sequence[Span]], bool]
+    shutdown: Callable[[], None]
+
+
+def stock_encoder(attributes: Mapping[str, str]) -> "Callable[[Sequence[Span]], list[ReadableSpan]]":
+    """A function from our spans to the SDK's, for exporters that take nothing else."""
     from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.trace import Event, ReadableSpan
     from opentelemetry.sdk.util.instrumentation import InstrumentationScope
@@ -299,23 +307,55 @@ def encoder(attributes: Mapping[str, str]) -> "Callable[[Sequence[Span]], list[R
     return lambda spans: [convert(span) for span in spans]
 
 
-def _span_exporters(kinds: Sequence[str], env: Environ) -> list[Any]:
-    """Imported here, on the exporting thread: gRPC alone takes a quarter of a second to load."""
-    found: list[Any] = []
+def _transports(kinds: Sequence[str], about: Mapping[str, str], env: Environ) -> list[Transport]:
+    """Made on the exporting thread, imports and all: gRPC alone takes a quarter of a second to load."""
+    found: list[Transport] = []
     for kind in kinds:
         if kind == "console":
             from opentelemetry.sdk.trace.export import ConsoleSpanExporter
 
-            found.append(ConsoleSpanExporter())
+            found.append(_stock(ConsoleSpanExporter(), about))
         elif protocol(env, "TRACES") == "grpc":
-            from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter as Grpc
-
-            found.append(Grpc())
+            found.append(_grpc(about))
         else:
-            from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter as Http
-
-            found.append(Http())
+            found.append(_http(about))
     return found
+
+
+def _stock(exporter: "SpanExporter", about: Mapping[str, str]) -> Transport:
+    convert = stock_encoder(about)
+    return Transport(lambda spans: exporter.export(convert(spans)).value == 0, exporter.shutdown)  # 0 is SUCCESS
+
+
+# The stock exporters bring endpoints, headers, certificates, compression and retries by the standard variables; only
+# their encoder is too slow. It is passed by where the installed version lets us, else everything stays stock.
+
+
+def _grpc(about: Mapping[str, str]) -> Transport:
+    from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+    from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+    if not hasattr(OTLPSpanExporter, "_translate_data"):
+        return _stock(OTLPSpanExporter(), about)
+    encoder = Encoder(about, SCOPE, about.get("service.version", ""))
+
+    class Exporter(OTLPSpanExporter):
+        def _translate_data(self, data: Any) -> Any:
+            return ExportTraceServiceRequest.FromString(encoder.encode(data))
+
+    exporter: Any = Exporter()
+    return Transport(lambda spans: exporter.export(spans).value == 0, exporter.shutdown)
+
+
+def _http(about: Mapping[str, str]) -> Transport:
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+
+    exporter = OTLPSpanExporter()
+    post = getattr(getattr(exporter, "_client", None), "export", None)
+    if not callable(post):
+        return _stock(exporter, about)
+    encoder = Encoder(about, SCOPE, about.get("service.version", ""))
+    return Transport(lambda spans: bool(post(encoder.encode(spans)).success), exporter.shutdown)
 
 
 # ── metrics ──────────────────────────────────────────────────────────────────────────────────────────────────────────
