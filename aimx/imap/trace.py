@@ -76,7 +76,7 @@ class Trail:
 
     def read(self, span: Span, eids: Sequence[str]) -> EventRow:
         """Content was fetched."""
-        return events.message_read(self._stamp(span), self._command(eids))
+        return events.message_read(self._stamp(span), self._command(eids), {"mailbox": self.box[1]})
 
     def flagged(self, mode: FlagMode, flags: frozenset[str]) -> Callable[[Flagged], Sequence[EventRow]]:
         """Witness of STORE: nothing when nothing changed."""
@@ -89,7 +89,8 @@ class Trail:
             if ack:
                 span.set("aimx.ack", True)
             command = self._command(done.eids)
-            return (events.message_flagged(self._stamp(span), command, op=mode, flags=flags, ack=ack),)
+            facts = {"mailbox": self.box[1], "flags": sorted(flags), "op": mode, "ack": ack}
+            return (events.message_flagged(self._stamp(span), command, op=mode, flags=flags, ack=ack, facts=facts),)
 
         return witness
 
