@@ -72,9 +72,12 @@ SPANS: tuple[SpanSpec, ...] = (
             "aimx.context.invalid",
             "aimx.depth",
             "aimx.loop.detected",
+            "aimx.loop.rule",
+            "aimx.loop.count",
+            "aimx.loop.limit",
             "tls.protocol.version",
         ),
-        ("auth", "recipient.refused", "loop.warned", "loop.refused"),
+        ("smtp.auth", "smtp.recipient_refused", "loop.warned", "loop.refused"),
         "One SMTP transaction, from MAIL to the reply after the data.",
     ),
     SpanSpec(
