@@ -23,7 +23,7 @@ from aimx.store.search import Ranges
 from aimx.store.sqlite import bodies, flags
 from aimx.store.sqlite.events import record
 from aimx.store.sqlite.mailboxes import Box, Claims, box
-from aimx.store.sqlite.sets import as_json, compressed, numbers, rows
+from aimx.store.sqlite.sets import as_json, numbers, rows
 from aimx.store.sqlite.writer import Tx
 
 _IN_RANGES = (
@@ -152,14 +152,17 @@ def mark(
         deleted += bool(new & flags.DELETED) - bool(old & flags.DELETED)
         unacked += (not new & flags.ACKED) - (not old & flags.ACKED)
     if result.changed:
-        value = {"add": "flags | ?", "remove": "flags & ~?", "replace": "?"}[mode]
+        # Exactly the entries found above: those in the ranges that are not yet as asked.
+        value, differs = {
+            "add": ("flags | :asked", "flags & :asked != :asked"),
+            "remove": ("flags & ~:asked", "flags & :asked != 0"),
+            "replace": (":asked", "flags != :asked"),
+        }[mode]
+        here = {"owner": own.owner, "mailbox": own.id, "asked": asked, "modseq": modseq}
         db.executemany(
-            f"UPDATE entry SET flags = {value}, modseq = ?"  # noqa: S608
-            " WHERE owner = ? AND mailbox = ? AND uid BETWEEN ? AND ?",
-            [
-                (asked, modseq, own.owner, own.id, low, high)
-                for low, high in compressed(result.changed, (row[0] for row in found))
-            ],
+            f"UPDATE entry SET flags = {value}, modseq = :modseq"  # noqa: S608
+            f" WHERE owner = :owner AND mailbox = :mailbox AND uid BETWEEN :low AND :high AND {differs}",
+            [{**here, "low": low, "high": high} for low, high in uids],
         )
         db.execute(
             "UPDATE mailbox SET modseq = ?, unseen = unseen + ?, deleted = deleted + ?, unacked = unacked + ?"

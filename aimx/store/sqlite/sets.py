@@ -8,7 +8,7 @@ or one row of JSON that holds a thousand, costs one.
 import json
 import sqlite3
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from functools import cache
 from itertools import chain, islice
 from typing import Any
@@ -48,17 +48,3 @@ def numbers(db: sqlite3.Connection, sql: str, parameters: Sequence[Any] | dict[s
     """Result of a query whose one column `n` is a whole number, ascending, as one step."""
     (text,) = db.execute(f"SELECT group_concat(n) FROM ({sql})", parameters).fetchone()  # noqa: S608
     return array("I", sorted(map(int, text.split(","))) if text else ())
-
-
-def compressed(uids: Iterable[int], present: Iterable[int]) -> Iterator[tuple[int, int]]:
-    """Ranges that cover all of `uids` and no other of `present`. Both ascending, `uids` a part of `present`."""
-    wanted = set(uids)
-    low = high = None
-    for uid in present:
-        if uid in wanted:
-            low, high = (uid if low is None else low), uid
-        elif low is not None and high is not None:
-            yield low, high
-            low = high = None
-    if low is not None and high is not None:
-        yield low, high
