@@ -13,22 +13,21 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from aimx.sdk import (
-        Account,
+    from aimx.message.payload import PayloadError
+    from aimx.sdk.account import Account
+    from aimx.sdk.client import AsyncClient, Sent, connect
+    from aimx.sdk.errors import (
         AimxError,
-        AsyncClient,
         LoopRefused,
-        Message,
         NoReply,
         NotConfigured,
         Refused,
-        Sent,
         SignInFailed,
         Unconfirmed,
         Undelivered,
         Unreachable,
-        connect,
     )
+    from aimx.sdk.message import Message
 
 __version__ = "0.1.0"
 
@@ -40,6 +39,7 @@ __all__ = [
     "Message",
     "NoReply",
     "NotConfigured",
+    "PayloadError",
     "Refused",
     "Sent",
     "SignInFailed",
@@ -49,9 +49,19 @@ __all__ = [
     "connect",
 ]
 
+_HOMES = {
+    "Account": "aimx.sdk.account",
+    "AsyncClient": "aimx.sdk.client",
+    "Message": "aimx.sdk.message",
+    "PayloadError": "aimx.message.payload",
+    "Sent": "aimx.sdk.client",
+    "connect": "aimx.sdk.client",
+}
+"""Where each name lives; all others are errors."""
+
 
 def __getattr__(name: str) -> Any:
     # The server lives in the same package and must not load the client (and its SMTP library) to start.
     if name in __all__:
-        return getattr(import_module("aimx.sdk"), name)
+        return getattr(import_module(_HOMES.get(name, "aimx.sdk.errors")), name)
     raise AttributeError(f"module 'aimx' has no attribute {name!r}")

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import click
-from rich.table import Table
 
 from aimx.cli.failure import Failed
 from aimx.cli.folder import data_option, json_option, opened, ready
@@ -86,6 +85,8 @@ def list_(as_json: bool, data: Path) -> None:
     if not found:
         click.echo("no agents yet; add one with `aimx agent add NAME`")
         return
+    from rich.table import Table
+
     table = Table(box=None, header_style="bold", pad_edge=False)
     for title in ("address", "state", "busy at", "holds", "quota", "priority", "since"):
         table.add_column(title, overflow="fold", justify="right" if title in ("busy at", "holds", "quota") else "left")
@@ -99,7 +100,7 @@ def list_(as_json: bool, data: Path) -> None:
             "may raise" if one.may_prioritise else "–",
             clock(one.created_ms),
         )
-    console.print(table)
+    console().print(table)
 
 
 @agent.command()

@@ -59,7 +59,7 @@ def verify(checkpoints: tuple[Path, ...], vkeys: Path | None, contents: bool, as
         print_json(report.to_json())
     else:
         for i, line in enumerate(report.lines()):
-            console.print(line, style=("bold green" if report.ok else "bold red") if i == 0 else None, markup=False)
+            console().print(line, style=("bold green" if report.ok else "bold red") if i == 0 else None, markup=False)
     if not report.ok:
         first = report.findings[0]
         click.echo(f"aimx: {first.kind}: {first.text}", err=True)

@@ -144,7 +144,7 @@ async def _node(folder: Path) -> AsyncIterator[Ready]:
                 last = (folder / "node.log").read_text(errors="replace").strip().splitlines()[-1:]
                 raise Failed(f"the node did not start: {' '.join(last) or 'it said nothing'}")
             await asyncio.sleep(0.05)
-        console.print(f"[dim]node up in {time.monotonic() - began:.1f} s, everything it keeps is in {folder}[/]")
+        console().print(f"[dim]node up in {time.monotonic() - began:.1f} s, everything it keeps is in {folder}[/]")
         yield found
     finally:
         await _stop(process)
@@ -204,7 +204,7 @@ async def _conversation(folder: Path) -> Seen:
     names = ("you", *AGENTS)
     # The critic takes one message at a time: while it works on one, the next has to wait and is retried.
     accounts = {name: await create(folder, name, max_unacked=1 if name == "critic" else None) for name in names}
-    console.print(f"[dim]agents: {', '.join(AGENTS)}, each a process of its own; and you[/]\n")
+    console().print(f"[dim]agents: {', '.join(AGENTS)}, each a process of its own; and you[/]\n")
     seen = Seen(time.monotonic())
     async with AsyncExitStack() as stack:
         for name in AGENTS:
@@ -213,14 +213,14 @@ async def _conversation(folder: Path) -> Seen:
         _tell("you", "send planner: a train from Bern to Lyon for 3, at most 240 francs, there by 14:00", seen.began)
         seen.sent = await me.send("planner", TASK, subject="A train to Lyon", workflow=WORKFLOW)
         try:
-            async with asyncio.timeout(PATIENCE), contextlib.aclosing(me.inbox()) as inbox:  # type: ignore[type-var]
+            async with asyncio.timeout(PATIENCE), contextlib.aclosing(me.inbox()) as inbox:
                 async for message in inbox:
                     async with message.process():
                         _take(message.payload, seen)
                     if seen.answer and seen.stopped:
                         break
         except TimeoutError:
-            console.print("[red]the agents did not finish in time[/]")
+            console().print("[red]the agents did not finish in time[/]")
     return seen
 
 
@@ -237,7 +237,7 @@ def _take(payload: dict[str, Any], seen: Seen) -> None:
 def _tell(name: str, text: str, began: float, *, loud: bool = False) -> None:
     colour = _COLOUR.get(name, "")
     words = f"[bold red]{escape(text)}[/]" if loud else escape(text)
-    console.print(f"[dim]{time.monotonic() - began:6.2f} s[/]  [{colour}]{name:<10}[/]  {words}")
+    console().print(f"[dim]{time.monotonic() - began:6.2f} s[/]  [{colour}]{name:<10}[/]  {words}")
 
 
 # ── what can be seen afterwards ──────────────────────────────────────────────────────────────────────────────────────
@@ -276,23 +276,25 @@ def _show(folder: Path, seen: Seen) -> None:
     from aimx.cli.conversation import draw
 
     if seen.timeline is not None:
-        console.print()
-        console.print(Rule("the conversation: one trace", align="left", style="dim"))
-        console.print(draw(seen.timeline))
+        console().print()
+        console().print(Rule("the conversation: one trace", align="left", style="dim"))
+        console().print(draw(seen.timeline))
     if seen.stopped:
-        console.print()
+        console().print()
         text = f"{seen.stopped['code']} {seen.stopped['enhanced']} {seen.stopped['stopped']}"
-        console.print(Panel(escape(text), title="the refusal, as the agent got it", border_style="red", expand=False))
+        console().print(Panel(escape(text), title="the refusal, as the agent got it", border_style="red", expand=False))
     if seen.report is not None:
-        console.print(Rule("the audit log", align="left", style="dim"))
+        console().print(Rule("the audit log", align="left", style="dim"))
         for i, line in enumerate(seen.report.lines()):
-            console.print(line, markup=False, style=("green" if seen.report.ok else "red") if i == 0 else None)
+            console().print(line, markup=False, style=("green" if seen.report.ok else "red") if i == 0 else None)
     if seen.evidence is not None:
-        console.print(Rule(f"proof that message {seen.evidence.eid} was accepted as it is", align="left", style="dim"))
-        console.print(seen.evidence.proof.strip(), markup=False, soft_wrap=True, style="dim")
-    console.print(Rule("what held", align="left", style="dim"))
+        console().print(
+            Rule(f"proof that message {seen.evidence.eid} was accepted as it is", align="left", style="dim")
+        )
+        console().print(seen.evidence.proof.strip(), markup=False, soft_wrap=True, style="dim")
+    console().print(Rule("what held", align="left", style="dim"))
     for claim, holds in seen.claims():
-        console.print(f"{'[green]✓[/]' if holds else '[red]✗[/]'} {claim}")
+        console().print(f"{'[green]✓[/]' if holds else '[red]✗[/]'} {claim}")
 
 
 def _invite(folder: Path, node: Ready, seen: Seen) -> None:
@@ -300,7 +302,7 @@ def _invite(folder: Path, node: Ready, seen: Seen) -> None:
     where = shlex.quote(str(folder))
     trace_id = seen.sent.trace_id if seen.sent else "TRACE_ID"
     eid = seen.sent.id if seen.sent else "ID"
-    console.print(Rule("look further, in another terminal", align="left", style="dim"))
+    console().print(Rule("look further, in another terminal", align="left", style="dim"))
     for command in (
         f"export AIMX_DATA={where}",
         f"aimx trace {trace_id} --all",
@@ -310,8 +312,8 @@ def _invite(folder: Path, node: Ready, seen: Seen) -> None:
         f'curl --cacert {shlex.quote(node.ca)} -H "Authorization: Bearer $(cat {shlex.quote(node.admin_token_file)})" '
         f"{node.http}/v1/traces/{trace_id}",
     ):
-        console.print(f"  {command}", markup=False, soft_wrap=True)
-    console.print("\n[dim]Ctrl-C ends the node and removes its folder.[/]")
+        console().print(f"  {command}", markup=False, soft_wrap=True)
+    console().print("\n[dim]Ctrl-C ends the node and removes its folder.[/]")
 
 
 async def _until_interrupted() -> None:

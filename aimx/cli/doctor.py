@@ -46,10 +46,10 @@ def doctor(as_json: bool, data: Path) -> None:
         print_json([finding._asdict() for finding in found])
     else:
         for finding in found:
-            console.print(f"{_SIGN[finding.verdict]} [bold]{finding.what:<12}[/]", end=" ")
-            console.print(finding.text, markup=False)
+            console().print(f"{_SIGN[finding.verdict]} [bold]{finding.what:<12}[/]", end=" ")
+            console().print(finding.text, markup=False)
             if finding.fix and finding.verdict != "ok":
-                console.print(f"               → {finding.fix}", markup=False, style="dim")
+                console().print(f"               → {finding.fix}", markup=False, style="dim")
     if any(finding.verdict == "wrong" for finding in found):
         sys.exit(1)
 

@@ -37,7 +37,7 @@ def inbox(follow: bool, ack: bool, wait: float | None, as_json: bool, **account:
             except TimeoutError:
                 return
             finally:
-                await messages.aclose()  # type: ignore[attr-defined]
+                await messages.aclose()
 
     with suppress(KeyboardInterrupt):
         asyncio.run(work())

@@ -2,12 +2,21 @@
 
 import json
 import time
-from typing import Any
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
 
-console = Console(highlight=False)
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+@cache
+def console() -> "Console":
+    """The one console; loaded when something is drawn, for most commands only print a line."""
+    from rich.console import Console
+
+    return Console(highlight=False)
 
 
 def print_json(value: Any) -> None:

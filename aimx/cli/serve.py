@@ -59,8 +59,8 @@ def serve(
     def announced(ready: node.Ready, first: bool) -> None:
         remember(settings)
         if first:
-            click.echo(NEXT.format(data=settings.data), err=True)
+            click.echo(NEXT.format(data=settings.data))
         doors = (("submission", ready.smtps), ("mailboxes", ready.imaps), ("http", ready.http))
-        click.echo("ready: " + ", ".join(f"{name} {where}" for name, where in doors), err=True)
+        click.echo("ready: " + ", ".join(f"{name} {where}" for name, where in doors))
 
     return node.serve(settings, lambda: load(flags), announced)

@@ -2,14 +2,17 @@
 
 import asyncio
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from aimx.cli.failure import Failed
 from aimx.cli.folder import data_option, json_option, opened
 from aimx.cli.screen import console, print_json
-from aimx.sidecar.timeline import Timeline
 from aimx.store.contract import MessageFilter, Store
+
+if TYPE_CHECKING:
+    from aimx.sidecar.timeline import Timeline
 
 
 @click.command()
@@ -28,10 +31,10 @@ def trace(id: str, everything: bool, as_json: bool, data: Path) -> None:
         return
     from aimx.cli.conversation import draw
 
-    console.print(draw(found, everything=everything))
+    console().print(draw(found, everything=everything))
 
 
-async def _timeline(data: Path, what: str) -> Timeline:
+async def _timeline(data: Path, what: str) -> "Timeline":
     from aimx.sidecar.timeline import timeline
 
     async with opened(data) as (_, store):

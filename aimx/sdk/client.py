@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from types import TracebackType
@@ -201,7 +201,7 @@ class AsyncClient:
 
     # ── receiving ────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def inbox(self) -> AsyncIterator[Message]:
+    def inbox(self) -> AsyncGenerator[Message, None]:
         """`async for message in me.inbox():` every message not yet acknowledged, then each new one as it comes.
 
         Waits in IDLE, never polls, and survives a restart of the node. A message that is not acknowledged is handed
@@ -218,7 +218,7 @@ class AsyncClient:
         message.acknowledged = True
 
     @asynccontextmanager
-    async def process(self, message: Message, *, ack: bool = True) -> AsyncIterator[Message]:
+    async def process(self, message: Message, *, ack: bool = True) -> AsyncGenerator[Message, None]:
         """Work on a message: what is sent inside stays in its trace and workflow.
 
         Leaving without an exception acknowledges it, unless `ack` is False or it already is; an exception leaves it

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import random
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from aimx.message.header import HeaderBlock
@@ -47,7 +47,7 @@ class Inbox:
         self._watching: asyncio.Task[None] | None = None
         self._failed: Exception | None = None
 
-    async def messages(self) -> AsyncIterator[Message]:
+    async def messages(self) -> AsyncGenerator[Message, None]:
         """Every message not yet acknowledged, oldest first, then each new one as it comes. Never ends by itself.
 
         Several iterators of one client share the mail: each message goes to one of them.
