@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from aimx.sidecar import access
 from aimx.sidecar.access import Caller, Here, SignedIn
+from aimx.sidecar.answer import answer
 from aimx.sidecar.describe import content, problems
 from aimx.sidecar.models import (
     A_TRACE,
@@ -65,11 +66,12 @@ class Filters(BaseModel):
     "/v1/messages",
     summary="List messages, newest first",
     operation_id="listMessages",
+    response_model=MessagePage,
     responses=problems("unauthenticated", "invalid-request", "unavailable"),
 )
 async def list_messages(
-    request: Request, response: Response, here: Here, caller: SignedIn, wanted: Annotated[Filters, Query()]
-) -> MessagePage:
+    request: Request, here: Here, caller: SignedIn, wanted: Annotated[Filters, Query()]
+) -> Response:
     what = MessageFilter(
         trace_id=bytes.fromhex(wanted.trace_id) if wanted.trace_id else None,
         workflow=wanted.workflow,
@@ -80,20 +82,25 @@ async def list_messages(
     found = await here.store.find(what, wanted.limit + 1, wanted.cursor)
     shown = found[: wanted.limit]
     cursor = shown[-1].eid if len(found) > len(shown) else None
+    headers: dict[str, str] = {}
     if cursor is not None:
         # RFC 8288; a relative reference, since only the caller knows under which name it reached us.
         following = request.url.include_query_params(cursor=cursor)
-        response.headers["Link"] = f'<{following.path}?{following.query}>; rel="next"'
-    return MessagePage(items=[Message.of(_view(record, caller)) for record in shown], next_cursor=cursor)
+        headers["Link"] = f'<{following.path}?{following.query}>; rel="next"'
+    shown = [_view(record, caller) for record in shown]
+    return await answer(
+        lambda: MessagePage(items=[Message.of(record) for record in shown], next_cursor=cursor), headers
+    )
 
 
 @router.get(
     "/v1/messages/{id}",
     summary="One message: envelope, payload as JSON, events, copies, traces",
     operation_id="getMessage",
+    response_model=MessageDetail,
     responses=problems("unauthenticated", "not-found", "invalid-request", "unavailable"),
 )
-async def get_message(here: Here, caller: SignedIn, name: MessageName) -> MessageDetail:
+async def get_message(here: Here, caller: SignedIn, name: MessageName) -> Response:
     record = await access.message(here, caller, name)
     eid = record.eid
     erased = is_erased(record)
@@ -112,14 +119,16 @@ async def get_message(here: Here, caller: SignedIn, name: MessageName) -> Messag
         events = visible(record, events, caller.agent)
         waiting = [delivery for delivery in waiting if delivery.address == caller.agent]
         traces = list(dict.fromkeys([record.origin.trace_id, *(event.row.trace_id for event in events)]))
-    return MessageDetail(
-        message=Message.of(_view(record, caller)),
-        erased=erased,
-        payload=payload,
-        events=[Event.of(event) for event in events],
-        copies=[Location.of(copy) for copy in copies],
-        waiting=[Waiting.of(delivery) for delivery in waiting],
-        trace_ids=[trace_id.hex() for trace_id in traces],
+    return await answer(
+        lambda: MessageDetail(
+            message=Message.of(_view(record, caller)),
+            erased=erased,
+            payload=payload,
+            events=[Event.of(event) for event in events],
+            copies=[Location.of(copy) for copy in copies],
+            waiting=[Waiting.of(delivery) for delivery in waiting],
+            trace_ids=[trace_id.hex() for trace_id in traces],
+        )
     )
 
 

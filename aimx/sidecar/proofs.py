@@ -11,9 +11,9 @@ from typing import Annotated, NamedTuple
 from fastapi import APIRouter, Path, Query, Request
 from fastapi.responses import PlainTextResponse, Response
 
+from aimx.audit.events import ACCEPTANCE
 from aimx.audit.evidence import event_proofs
 from aimx.audit.log import NotCovered
-from aimx.audit.reconciliation import ACCEPTANCE
 from aimx.audit.verify import verify
 from aimx.sidecar import access
 from aimx.sidecar.access import Admin, Here, SignedIn

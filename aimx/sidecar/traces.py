@@ -2,11 +2,12 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Path
+from fastapi import APIRouter, Path, Response
 
 from aimx.config import LoopLimits
 from aimx.sidecar.access import Here, SignedIn
-from aimx.sidecar.conversation import MAX_MESSAGES, trace_conversation, workflow_conversation
+from aimx.sidecar.answer import answer
+from aimx.sidecar.conversation import MAX_MESSAGES, Conversation, trace_conversation, workflow_conversation
 from aimx.sidecar.describe import problems
 from aimx.sidecar.models import A_TRACE, TRACE_ID, Event, Message, TraceView, Warning, WorkflowView
 from aimx.sidecar.timeline import Timeline, assemble
@@ -18,15 +19,20 @@ router = APIRouter(tags=["conversations"])
     "/v1/traces/{trace_id}",
     summary="A trace: its messages, its events, and the tree of who answered whom",
     operation_id="getTrace",
+    response_model=TraceView,
     responses=problems("unauthenticated", "not-found", "invalid-request", "unavailable"),
 )
 async def get_trace(
     here: Here,
     caller: SignedIn,
     trace_id: Annotated[str, Path(pattern=TRACE_ID, description="32 lowercase hex digits.", examples=[A_TRACE])],
-) -> TraceView:
+) -> Response:
+    found = await trace_conversation(here.store, bytes.fromhex(trace_id), caller.agent)
+    return await answer(lambda: _trace(trace_id, found))
+
+
+def _trace(trace_id: str, found: Conversation) -> TraceView:
     wanted = bytes.fromhex(trace_id)
-    found = await trace_conversation(here.store, wanted, caller.agent)
     stored = {event.seq: event for rows in found.events.values() for event in rows if event.row.trace_id == wanted}
     stored.update((event.seq, event) for event in found.refused)
     return TraceView(
@@ -41,6 +47,7 @@ async def get_trace(
     "/v1/workflows/{id:path}",
     summary="A workflow: its messages in order, its agents, and warnings",
     operation_id="getWorkflow",
+    response_model=WorkflowView,
     responses=problems("unauthenticated", "not-found", "invalid-request", "unavailable"),
 )
 async def get_workflow(
@@ -50,8 +57,12 @@ async def get_workflow(
         str,
         Path(alias="id", min_length=1, max_length=998, description="X-Workflow-ID, exactly.", examples=["report-17"]),
     ],
-) -> WorkflowView:
+) -> Response:
     found = await workflow_conversation(here.store, workflow, caller.agent)
+    return await answer(lambda: _workflow(workflow, found, here.settings.loop))
+
+
+def _workflow(workflow: str, found: Conversation, limits: LoopLimits) -> WorkflowView:
     tree = assemble(found)
     return WorkflowView(
         workflow=workflow,
@@ -62,7 +73,7 @@ async def get_workflow(
         outcome=tree.outcome,
         counts=tree.counts,
         agents=tree.participants,
-        warnings=warnings(tree, here.settings.loop),
+        warnings=warnings(tree, limits),
         messages=[Message.of(record) for record in found.records],
     )
 
