@@ -141,6 +141,9 @@ CATALOGUE: Mapping[str, EventKind] = {
     "heartbeat": EventKind("nothing happened for a while and the log is alive", {"size": "leaves before it"}, {}),
 }
 
+ACCEPTANCE = frozenset(("message.accepted", "message.appended"))
+"""The events whose own id is the message's."""
+
 
 class Stamp(NamedTuple):
     """What every event has: node, time (Unix ms), span, and who caused it (an address, `admin`, None)."""

@@ -5,9 +5,8 @@ import json
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from aimx.audit.events import commitment, opened
+from aimx.audit.events import ACCEPTANCE, commitment, opened
 from aimx.audit.log import NotCovered, Reader
-from aimx.audit.reconciliation import ACCEPTANCE
 from aimx.store.contract import NotFound, StoredEvent
 from aimx.tlog import proof
 from aimx.tlog.checkpoint import Opened

@@ -6,20 +6,17 @@ with it, so whatever message was seen must have an event that is seen later.
 """
 
 import asyncio
-import json
 import sqlite3
 import time
 from collections.abc import Sequence
-from functools import lru_cache
 from hashlib import sha256
-from typing import Any, Protocol
+from typing import Protocol
 
-from aimx.audit.events import CATALOGUE, commitment, opened
-from aimx.audit.integrity import Checked
+from aimx.audit.events import ACCEPTANCE
 from aimx.audit.log import Leaf, Reader
 from aimx.audit.report import Report
+from aimx.audit.worker import Openings
 from aimx.store.contract import EventRow, MessageFilter, MessageRecord, StoredEvent
-from aimx.tlog.leaf import KEY_SIZE, committer
 from aimx.tlog.receipt import PROMISE_SECONDS
 
 PAGE = 4096
@@ -29,7 +26,7 @@ PIECE = 1 << 18
 AT_ONCE = 16
 """Messages whose contents are read side by side."""
 
-ACCEPTANCE = frozenset(("message.accepted", "message.appended"))
+__all__ = ["ACCEPTANCE", "Evidence", "Reconciliation"]
 
 
 class Evidence(Protocol):
@@ -43,38 +40,51 @@ class Evidence(Protocol):
 
 
 class Reconciliation:
-    """One run over the store, against a log whose own integrity has been checked up to `checked.size`."""
+    """One run over the store, against the first `size` leaves of a log. `read` it all, then `judge`, then `close`."""
 
     def __init__(
-        self, evidence: Evidence, reader: Reader, checked: Checked, report: Report, *, contents: bool, patience_s: float
+        self, evidence: Evidence, reader: Reader, size: int, report: Report, openings: Openings, *, contents: bool
     ) -> None:
         self._evidence = evidence
         self._reader = reader
-        self._size = checked.size
-        self._erased = set(checked.erased)
+        self._size = size
         self._report = report
+        self._openings = openings
         self._contents = contents
-        self._patience_s = patience_s
-        self._explained = bytearray(checked.size)
+        self._explained = bytearray(size)
         """One octet for each leaf: an event accounts for it."""
+        self._submitted: list[tuple[EventRow, int]] = []
+        """Rows whose openings are being checked, and their leaves."""
         self._waiting: list[StoredEvent] = []
         """Events without a place in the log yet."""
+        # Three suspicions that a message.erased, read later, may explain.
         self._closed: list[tuple[EventRow, int]] = []
-        """Events without a key, and their leaves: erased, if a message.erased is found to say so."""
+        """Events without a key, and their leaves."""
+        self._gone: list[str] = []
+        """Accepted messages that are not there."""
+        self._unlike: list[tuple[str, str]] = []
+        """Messages that are not what was accepted: eid, what differs."""
+        self._erased: set[str] = set()
         # A temporary database of its own, which spills to disk: the list of messages may be long.
         self._messages = sqlite3.connect("", isolation_level=None, check_same_thread=False)
         self._messages.execute("CREATE TABLE seen (eid TEXT PRIMARY KEY, envelope BLOB NOT NULL) WITHOUT ROWID")
 
-    async def run(self) -> None:
-        try:
-            await self._see_messages()
-            await self._see_events()
-            await self._see_to_the_waiting()
-            self._judge_closed()
-            self._judge_unlogged_messages()
-            self._judge_unexplained_leaves()
-        finally:
-            self._messages.close()
+    async def read(self, patience_s: float) -> None:
+        """Go through the store; events that have no place in the log yet are given `patience_s` to get one."""
+        await self._see_messages()
+        await self._see_events()
+        await self._see_to_the_waiting(patience_s)
+
+    def judge(self, erased: frozenset[str]) -> None:
+        """What only the whole shows. `erased`: the messages of which a leaf says that they were erased."""
+        self._erased |= erased
+        self._judge_closed()
+        self._judge_messages()
+        self._judge_unexplained_leaves()
+
+    def close(self) -> None:
+        self._messages.close()
+        self._openings.close()
 
     # --- reading ---
 
@@ -98,11 +108,13 @@ class Reconciliation:
                 await self._check_messages(acceptances)
             finally:
                 page = await following
+        await asyncio.to_thread(self._collect)
 
     def _check_page(self, page: Sequence[StoredEvent]) -> list[EventRow]:
         """Hold rows against their leaves. Returns the acceptances among them."""
         leaves = self._leaves_of([stored.index for stored in page if stored.index is not None])
         acceptances: list[EventRow] = []
+        sound: list[tuple[EventRow, int]] = []
         for stored in page:
             row, index = stored.row, stored.index
             if row.ev == "message.erased" and row.ref:
@@ -111,8 +123,9 @@ class Reconciliation:
                 acceptances.append(row)
             if index is None:
                 self._waiting.append(stored)
-            elif index < self._size:
-                self._check_event(row, index, leaves.get(index))
+            elif index < self._size and self._agrees(row, index, leaves.get(index)):
+                sound.append((row, index))
+        self._open(sound)
         return acceptances
 
     def _leaves_of(self, indexes: list[int]) -> dict[int, Leaf]:
@@ -127,45 +140,51 @@ class Reconciliation:
 
     # --- one event ---
 
-    def _check_event(self, row: EventRow, index: int, leaf: Leaf | None) -> None:
-        """An event whose row names a place in the log."""
+    def _agrees(self, row: EventRow, index: int, leaf: Leaf | None) -> bool:
+        """Whether an event whose row names a place in the log stands there."""
         self._report.events += 1
+        fault: tuple[str, str] | None = None
         if leaf is None or index < 0:
-            self._report.add("event-unlogged", f"{row.ev} {row.eid} says it is leaf {index}; it is not", index, row.eid)
+            fault = "event-unlogged", f"{row.ev} {row.eid} says it is leaf {index}; it is not"
         elif leaf.entry != row.leaf:
-            text = f"{row.ev} {row.eid} in the store and leaf {index} in the log are not the same"
-            self._report.add("event-differs", text, index, row.eid)
+            fault = "event-differs", f"{row.ev} {row.eid} in the store and leaf {index} in the log are not the same"
         elif self._explained[index]:
-            self._report.add("event-differs", f"two events say they are leaf {index}", index, row.eid)
-        else:
-            self._check_openings(row, index)
+            fault = "event-differs", f"two events say they are leaf {index}"
         if 0 <= index < self._size:
             self._explained[index] = 1
+        if fault is not None:
+            self._report.add(*fault, index, row.eid)
+        return fault is None
 
-    def _check_openings(self, row: EventRow, index: int) -> None:
-        if row.key is None:
-            self._closed.append((row, index))
+    def _open(self, rows: list[tuple[EventRow, int]]) -> None:
+        """Have the openings checked while the next rows are read."""
+        self._collect()
+        self._closed += [(row, index) for row, index in rows if row.key is None]
+        self._submitted = [(row, index) for row, index in rows if row.key is not None]
+        if self._submitted:
+            self._openings.submit([row for row, _ in self._submitted])
+
+    def _collect(self) -> None:
+        submitted, self._submitted = self._submitted, []
+        if not submitted:
             return
-        wrong = opening_fault(row)
-        if wrong is None:
-            self._report.openings += 1
-        else:
-            kind = "opening-missing" if wrong.endswith("missing") else "opening-differs"
-            self._report.add(kind, f"{row.ev} {row.eid}: {wrong}", index, row.eid)
+        faults = self._openings.collect()
+        self._report.openings += len(submitted) - len(faults)
+        for place, fault in faults:
+            row, index = submitted[place]
+            kind = "opening-missing" if fault.endswith("missing") else "opening-differs"
+            self._report.add(kind, f"{row.ev} {row.eid}: {fault}", index, row.eid)
 
     # --- messages ---
 
     async def _check_messages(self, acceptances: list[EventRow]) -> None:
         missing = self._strike_out(acceptances)
-        for row in acceptances:
-            # Accepted after the messages were listed, or gone.
-            if row.eid in missing and row.eid not in self._erased and await self._evidence.message(row.eid) is None:
-                text = f"message {row.eid} was accepted and is gone; no message.erased says so"
-                self._report.add("message-missing", text, None, row.eid)
-                missing.discard(row.eid)
+        # Not on the list: accepted after the messages were listed, or gone.
+        gone = [eid for eid in missing if await self._evidence.message(eid) is None]
+        self._gone += gone
         if not self._contents:
             return
-        whole = [row for row in acceptances if row.key is not None and row.eid not in missing]
+        whole = [row for row in acceptances if row.key is not None and row.eid not in gone]
         for start in range(0, len(whole), AT_ONCE):
             await asyncio.gather(*(self._check_contents(row) for row in whole[start : start + AT_ONCE]))
 
@@ -181,8 +200,7 @@ class Reconciliation:
             elif row.ev != "message.accepted" or row.key is None or not opening:
                 continue
             elif found[0] != _envelope(str(opening.get("from")), opening.get("rcpt") or ()):
-                text = f"sender or recipients of message {row.eid} are not those that were accepted"
-                self._report.add("message-differs", text, None, row.eid)
+                self._unlike.append((row.eid, "the envelope"))
         self._messages.execute("COMMIT")
         return missing
 
@@ -197,19 +215,16 @@ class Reconciliation:
             start += len(piece)
             if len(piece) < PIECE:
                 break
-        if row.eid in self._erased:
-            return
         self._report.contents += 1
         for part, found in (("header block", sha256(header).hexdigest()), ("body", digest.hexdigest())):
             if opening.get("hdr" if part == "header block" else "body") != found:
-                text = f"the {part} of message {row.eid} is not the one that was accepted"
-                self._report.add("message-differs", text, None, row.eid)
+                self._unlike.append((row.eid, f"the {part}"))
 
     # --- the end ---
 
-    async def _see_to_the_waiting(self) -> None:
+    async def _see_to_the_waiting(self, patience_s: float) -> None:
         """Events without a place: they may be in the log and not marked yet, be on their way, or be held back."""
-        deadline = time.monotonic() + self._patience_s
+        deadline = time.monotonic() + patience_s
         while True:
             await asyncio.to_thread(self._place_the_waiting)
             if not self._waiting or time.monotonic() >= deadline:
@@ -225,15 +240,18 @@ class Reconciliation:
 
     def _place_the_waiting(self) -> None:
         still: list[StoredEvent] = []
+        sound: list[tuple[EventRow, int]] = []
         for stored in self._waiting:
             index = self._reader.index_of(stored.row.eid)
             if index is None:
                 still.append(stored)
                 continue
             found = self._reader.leaves(index, index + 1)
-            if index < self._size:
-                self._check_event(stored.row, index, found[0] if found else None)
+            if index < self._size and self._agrees(stored.row, index, found[0] if found else None):
+                sound.append((stored.row, index))
         self._waiting = still
+        self._open(sound)
+        self._collect()
 
     def _judge_closed(self) -> None:
         for row, index in self._closed:
@@ -243,7 +261,14 @@ class Reconciliation:
                 text = f"{row.ev} {row.eid} cannot be opened any more and no message.erased says why"
                 self._report.add("opening-missing", text, index, row.eid)
 
-    def _judge_unlogged_messages(self) -> None:
+    def _judge_messages(self) -> None:
+        for eid in self._gone:
+            if eid not in self._erased:
+                text = f"message {eid} was accepted and is gone; no message.erased says so"
+                self._report.add("message-missing", text, None, eid)
+        for eid, what in self._unlike:
+            if eid not in self._erased:
+                self._report.add("message-differs", f"{what} of message {eid} is not as it was accepted", None, eid)
         for (eid,) in self._messages.execute("SELECT eid FROM seen ORDER BY eid"):
             self._report.add("message-unlogged", f"message {eid} is kept and was never logged as accepted", None, eid)
 
@@ -257,62 +282,3 @@ class Reconciliation:
 
 def _envelope(sender: str, recipients: Sequence[str]) -> bytes:
     return sha256("\n".join((sender, *recipients)).encode()).digest()
-
-
-def opening_fault(row: EventRow) -> str | None:
-    """What is wrong between a row that still has its key and its own leaf; None when every commitment opens.
-
-    The leaf is not parsed unless something is wrong: canonical JSON has one spelling, so the commitments made anew must
-    stand in it octet for octet, and so must the event's name, id, time and message.
-    """
-    if row.key is None or len(row.key) != KEY_SIZE:
-        return "its key is missing"
-    parts = _PARTS.get(row.ev)
-    if parts is None:
-        return "its name is in no catalogue"
-    opening: dict[str, Any] = row.detail.get("open", {})
-    if not opening.keys() >= CATALOGUE[row.ev].commits.keys():
-        return f"the opening of {min(CATALOGUE[row.ev].commits.keys() - opening.keys())} is missing"
-    leaf = row.leaf
-    if f'"eid":"{row.eid}","ev":"{row.ev}"'.encode() not in leaf or b'"t":%d,' % row.t_ms not in leaf:
-        return "its name, id or time is not the leaf's"
-    if row.ev in ACCEPTANCE:
-        named = row.ref == row.eid
-    else:
-        named = b'"ref":' not in leaf if row.ref is None else f'"ref":"{row.ref}"'.encode() in leaf
-    if not named:
-        return "it names another message than its leaf"
-    if row.messages and set(row.messages) != set(str(opening["msgs"]).split("\n")):
-        return "it names other messages than its leaf commits to"
-    commit = _committer(row.key)
-    made: dict[str, object] = {"trace": commit("trace", row.trace_id), "span": commit("span", row.span_id)}
-    try:
-        for part in CATALOGUE[row.ev].commits:
-            made[part] = commitment(commit, part, opened(part, opening[part]))
-    except (TypeError, ValueError, AttributeError):
-        return "its openings are malformed"
-    if f'"c":{{{",".join([_pair(part, made[part]) for part in parts])}}}'.encode() in leaf:
-        return None
-    return _differing(leaf, made)
-
-
-def _pair(part: str, committed: object) -> str:
-    if isinstance(committed, list):
-        members = '","'.join(committed)
-        return f'"{part}":["{members}"]' if committed else f'"{part}":[]'
-    return f'"{part}":"{committed}"'
-
-
-def _differing(leaf: bytes, made: dict[str, object]) -> str:
-    """Name the commitments that do not open; only for a leaf that is wrong, so it may be anything."""
-    try:
-        commits = dict(json.loads(leaf)["c"])
-    except (KeyError, TypeError, ValueError):
-        return "its leaf commits to nothing"
-    wrong = sorted(part for part in made.keys() | commits.keys() if commits.get(part) != made.get(part))
-    return f"its {' and '.join(wrong)} differs from what the leaf commits to"
-
-
-_PARTS = {ev: tuple(sorted({"trace", "span", *kind.commits})) for ev, kind in CATALOGUE.items()}
-_committer = lru_cache(64)(committer)
-"""One message's events stand together and share their key."""

@@ -102,6 +102,15 @@ class Report:
         if len(self.findings) < MAX_FINDINGS:
             self.findings.append(Finding(kind, text, leaf, eid))
 
+    def take_integrity(self, other: "Report") -> None:
+        """Put what `integrity.check` found into this report, before what stands in it."""
+        self.size, self.root = other.size, other.root
+        self.leaves, self.checkpoints, self.remembered = other.leaves, other.checkpoints, other.remembered
+        self.wrong += other.wrong
+        self.inconsistent |= other.inconsistent
+        self.unreconciled |= other.unreconciled
+        self.findings = (other.findings + self.findings)[:MAX_FINDINGS]
+
     @property
     def ok(self) -> bool:
         return self.wrong == 0

@@ -323,3 +323,24 @@ async def test_a_long_log_is_checked_in_pieces(tmp_path: Path) -> None:
     assert report.leaves == CHUNK + 9
     node.tamper(f"UPDATE leaf SET entry = CAST(entry || ' ' AS BLOB) WHERE idx = {CHUNK + 1}")
     assert (await node.verify()).findings[0].leaf == CHUNK + 1
+
+
+async def test_a_very_long_log_is_checked_by_processes_of_its_own_to_the_same_end(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = await node.verify()
+    monkeypatch.setattr("aimx.audit.verify.APART_ABOVE", 0)
+    together = await node.verify()
+    assert replace(together, seconds=0.0) == replace(alone, seconds=0.0)
+    stored = node.store.rows[40]
+    stored.row = replace(stored.row, t_ms=1)
+    node.tamper("UPDATE leaf SET entry = CAST(replace(entry, 'n1', 'n2') AS BLOB) WHERE idx = 17")
+    together = await node.verify()
+    assert (together.findings[0].kind, together.findings[0].leaf) == ("leaf-edited", 17)
+    assert ("opening-differs", 40) in [(finding.kind, finding.leaf) for finding in together.findings]
+    monkeypatch.undo()
+    alone = await node.verify()
+    assert (alone.wrong, alone.words) == (together.wrong, together.words)
+    (node.folder / "audit.db").write_bytes(b"no database" * 1000)
+    monkeypatch.setattr("aimx.audit.verify.APART_ABOVE", 0)
+    assert kinds(await node.verify()) == ["log-unreadable"]

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aimx.audit import events
-from aimx.audit.reconciliation import opening_fault
+from aimx.audit.opening import opening_fault
 from aimx.store.contract import EventRow, SpanRef
 from aimx.tlog.leaf import commit, fold_values
 

@@ -1,0 +1,152 @@
+"""Verification's heavy arithmetic in processes of its own: for a long log it takes half the time, and a running node's
+event loop is not held up by it.
+
+A worker is `python -m aimx.audit.worker NAME`, a child of the process that verifies, and speaks frames of `marshal`
+over its pipes: both ends are the same interpreter and program. It ends when its standard input does.
+"""
+
+import marshal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from aimx.audit import integrity
+from aimx.audit.integrity import Checked
+from aimx.audit.log import LogError, Reader
+from aimx.audit.opening import opening_fault
+from aimx.audit.report import Finding, Report
+from aimx.store.contract import EventRow
+from aimx.tlog.note import Verifier
+
+Fault = tuple[int, str]
+"""Which of the rows handed over, counted from 0, and what is wrong with it."""
+
+
+class Openings:
+    """Checks openings, one batch at a time, while its owner does something else. Threads: one at a time."""
+
+    def __init__(self, *, apart: bool) -> None:
+        """`apart`: in a process of its own."""
+        self._child = _start("openings") if apart else None
+        self._faults: list[Fault] = []
+
+    def submit(self, rows: Sequence[EventRow]) -> None:
+        """Hand over rows that have their keys. `collect` what came of the last ones first."""
+        if self._child is None:
+            self._faults = faults(rows)
+        else:
+            _send(self._child, [_frame(row) for row in rows])
+
+    def collect(self) -> list[Fault]:
+        """The faults of the rows submitted last. Raises LogError when the worker has died."""
+        if self._child is None:
+            return self._faults
+        found: list[Fault] = _receive(self._child)
+        return found
+
+    def close(self) -> None:
+        if self._child is not None:
+            _end(self._child)
+
+
+def check_integrity(
+    path: Path, key: Verifier, high_water: str | None, remembered: Sequence[str], report: Report
+) -> Checked:
+    """`integrity.check` in a process of its own; blocks until it is done. Raises LogError."""
+    child = _start("integrity")
+    try:
+        _send(child, (str(path), key.vkey(), high_water, list(remembered)))
+        error, size, erased, counts, findings = _receive(child)
+    finally:
+        _end(child)
+    if error is not None:
+        raise LogError(error)
+    for name, value in counts.items():
+        setattr(report, name, value)
+    report.findings += [Finding(*finding) for finding in findings]
+    return Checked(size, frozenset(erased))
+
+
+def faults(rows: Sequence[EventRow]) -> list[Fault]:
+    return [(place, fault) for place, row in enumerate(rows) if (fault := opening_fault(row)) is not None]
+
+
+# --- the pipes ---
+
+
+def _start(name: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "aimx.audit.worker", name]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+
+def _send(child: subprocess.Popen[bytes], frame: Any) -> None:
+    assert child.stdin is not None
+    try:
+        marshal.dump(frame, child.stdin)
+        child.stdin.flush()
+    except OSError as error:
+        raise LogError("a process that helps to verify has ended early; see its last lines above") from error
+
+
+def _receive(child: subprocess.Popen[bytes]) -> Any:
+    assert child.stdout is not None
+    try:
+        return marshal.load(child.stdout)  # noqa: S302 — written by our own child
+    except (EOFError, ValueError, TypeError) as error:
+        raise LogError("a process that helps to verify has ended early; see its last lines above") from error
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    """It holds nothing that could be lost, so it is not asked twice."""
+    child.kill()
+    child.wait()
+    for pipe in (child.stdin, child.stdout):
+        if pipe is not None:
+            try:
+                pipe.close()
+            except OSError:
+                continue
+
+
+def _frame(row: EventRow) -> tuple[Any, ...]:
+    """What an opening is checked by, in EventRow's own order up to its key."""
+    plain = (row.eid, row.ev, row.t_ms, row.trace_id, row.span_id, row.leaf, row.ref, row.messages, None, row.key)
+    return (*plain, {"open": row.detail.get("open", {})})
+
+
+# --- the child ---
+
+
+def _openings(source: BinaryIO, sink: BinaryIO) -> None:
+    while True:
+        try:
+            frames = marshal.load(source)  # noqa: S302 — written by our own parent
+        except EOFError:
+            return
+        marshal.dump(faults([EventRow(*frame) for frame in frames]), sink)
+        sink.flush()
+
+
+_COUNTS = ("size", "root", "leaves", "checkpoints", "remembered", "wrong", "inconsistent", "unreconciled")
+
+
+def _integrity(source: BinaryIO, sink: BinaryIO) -> None:
+    path, vkey, high_water, remembered = marshal.load(source)  # noqa: S302 — written by our own parent
+    report, reader = Report(""), Reader(Path(path))
+    error, checked = None, Checked(0, frozenset())
+    try:
+        checked = integrity.check(reader, Verifier.parse(vkey), high_water, remembered, report)
+    except LogError as refused:
+        error = str(refused)
+    finally:
+        reader.close()
+    counts = {name: getattr(report, name) for name in _COUNTS}
+    findings = [tuple(finding) for finding in report.findings]
+    marshal.dump((error, checked.size, list(checked.erased), counts, findings), sink)
+    sink.flush()
+
+
+if __name__ == "__main__":
+    {"openings": _openings, "integrity": _integrity}[sys.argv[1]](sys.stdin.buffer, sys.stdout.buffer)
