@@ -271,6 +271,7 @@ _DATE = re.compile(rb'"?([0-9]{1,2})-([A-Za-z]{3})-([0-9]{4})"?')
 _DATE_TIME = re.compile(
     rb'"([ 0-9][0-9])-([A-Za-z]{3})-([0-9]{4}) ([0-9]{2}):([0-9]{2}):([0-9]{2}) ([+-])([0-9]{2})([0-9]{2})"'
 )
+MAX_KEYWORD = 200
 MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 _KNOWN_FLAGS = {
     flag.lower(): flag
@@ -397,6 +398,8 @@ class Cursor:
         known = _KNOWN_FLAGS.get(text.lower())
         if known is None and text.startswith("\\"):
             raise Bad("no such system flag")
+        if len(text) > MAX_KEYWORD:
+            raise No("that keyword is too long", "LIMIT")
         return known or text
 
     def flag_list(self) -> tuple[str, ...]:

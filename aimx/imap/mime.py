@@ -22,9 +22,10 @@ MAX_PARTS = 10_000
 MAX_PART_HEADER = 64 * 1024
 """Octets of a part's header that are looked into; the rest counts only as length."""
 MAX_DELIMITER = 1024
-MAX_VALUE = 256 * 1024
+MAX_VALUE = 128 * 1024
 """Octets of one field that are looked into."""
 MAX_PARAMETERS = 100
+MAX_ADDRESSES = 2_000
 
 Parameters = tuple[tuple[bytes, bytes], ...]
 
@@ -406,7 +407,7 @@ class _Addresses:
         self._in_group = False
 
     def _clear(self) -> None:
-        self._phrase: list[bytes] = []
+        self._phrase: list[list[bytes]] = []  # words, each of the pieces that stand together
         self._glue = False  # the next word belongs to the last one: no white space between
         self._local: bytes | None = None
         self._angle: bytes | None = None
@@ -415,9 +416,9 @@ class _Addresses:
 
     def word(self, text: bytes) -> None:
         if self._glue and self._phrase:
-            self._phrase[-1] += text
+            self._phrase[-1].append(text)
         else:
-            self._phrase.append(text)
+            self._phrase.append([text])
         self._glue = True
 
     def space(self) -> None:
@@ -430,7 +431,7 @@ class _Addresses:
     def special(self, char: bytes) -> None:
         match char:
             case b"<":
-                self._angle = b" ".join(self._phrase) if self._local is None else self._local + b"@" + self._text()
+                self._angle = self._joined() if self._local is None else self._local + b"@" + self._text()
                 self._phrase, self._local, self._in_angle, self._glue = [], None, True, False
             case b">":
                 self._in_angle, self._glue = False, False
@@ -459,10 +460,10 @@ class _Addresses:
                 self.word(char)
 
     def _text(self) -> bytes:
-        return b"".join(self._phrase)
+        return b"".join(map(b"".join, self._phrase))
 
     def _joined(self) -> bytes:
-        return b" ".join(self._phrase)
+        return b" ".join(map(b"".join, self._phrase))
 
     def end(self) -> None:
         """An address is complete; an empty one is none."""
@@ -484,7 +485,7 @@ def addresses(value: bytes) -> list[Address]:
     """The addresses of an unfolded field value, groups included."""
     reader = _Addresses()
     place, size = 0, len(value)
-    while place < size:
+    while place < size and len(reader.found) < MAX_ADDRESSES:
         found = _ADDRESS_TOKEN.match(value, place)
         assert found is not None  # the last alternative takes anything
         place = found.end()

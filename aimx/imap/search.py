@@ -7,7 +7,7 @@ Criteria are kept in postfix order (operands before their operator), so that nei
 from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import date
 from typing import Literal, NamedTuple
 
 from aimx.imap import mime
@@ -36,6 +36,7 @@ MAX_DEPTH = 50
 """Of what is left when ORs of ORs and ANDs of ANDs are joined; a store may recurse that far."""
 MAX_KEYS = 20_000
 _MAX_UID = 1 << 32
+_EPOCH = date(1970, 1, 1).toordinal()
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +139,7 @@ def _day(cursor: Cursor) -> int:
 
 def _midnight(day: int) -> int:
     """The day's begin in Unix milliseconds; days are UTC days, as INTERNALDATE is written."""
-    return int(datetime.fromordinal(day).replace(tzinfo=UTC).timestamp()) * 1000
+    return (day - _EPOCH) * 86_400_000
 
 
 def _number(cursor: Cursor) -> int:
@@ -176,10 +177,7 @@ def _uid(cursor: Cursor, encoding: str) -> Criteria:
 
 def _internal(low: int | None, high: int | None) -> Criteria:
     """From begin of day `low` to begin of day `high`."""
-    try:
-        return (Internal(None if low is None else _midnight(low), None if high is None else _midnight(high)),)
-    except (ValueError, OverflowError) as error:
-        raise Bad("no such date") from error
+    return (Internal(None if low is None else _midnight(low), None if high is None else _midnight(high)),)
 
 
 def _on(cursor: Cursor) -> Criteria:

@@ -500,6 +500,8 @@ class Session:
 
     async def _append(self, command: commands.Append) -> Answer:
         """RFC 3501 §6.3.11; APPENDUID: RFC 4315 §3."""
+        if not command.message:
+            raise No("there is nothing to append", "CANNOT")
         box = await mailboxes.find(self._store, self._owner, command.mailbox, "TRYCREATE")
         trail = self._trail_of("append", box.key, box.name)
         upload = self._services.intake.upload()

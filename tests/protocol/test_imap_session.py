@@ -20,7 +20,7 @@ async def test_in_the_clear_only_what_leads_out_of_it_works(here: World) -> None
     (capabilities,), _ = await client.ask(b"CAPABILITY")
     assert b" STARTTLS LOGINDISABLED" in capabilities
     assert b"AUTH=" not in capabilities
-    for command in (b"LOGIN a b", b"AUTHENTICATE PLAIN", b"SELECT INBOX", b"LIST \"\" *"):
+    for command in (b"LOGIN a b", b"AUTHENTICATE PLAIN", b"SELECT INBOX", b'LIST "" *'):
         assert (await client.ask(command))[1] == b"BAD STARTTLS first"
     await client.ok(b"NOOP")
     await client.ok(b"ID NIL")
@@ -144,9 +144,7 @@ async def test_store_answers_with_the_flags_and_silent_does_not(here: World) -> 
         rb"* 1 FETCH (FLAGS (\Flagged \Recent $AimxDone Blue))",
         rb"* 2 FETCH (FLAGS (\Flagged \Recent $AimxDone Blue))",
     ]
-    assert await client.ok(rb"UID STORE 2 -FLAGS \Flagged") == [
-        rb"* 2 FETCH (UID 2 FLAGS (\Recent $AimxDone Blue))"
-    ]
+    assert await client.ok(rb"UID STORE 2 -FLAGS \Flagged") == [rb"* 2 FETCH (UID 2 FLAGS (\Recent $AimxDone Blue))"]
     assert await client.ok(rb"STORE 1:* FLAGS.SILENT (\Answered)") == []
     assert await client.ok(b"NOOP") == []
     assert await client.ok(b"FETCH 1:* FLAGS") == [
