@@ -206,7 +206,7 @@ class TraceView(_Model):
     tree: Timeline = Field(description="Who answered whom, and what happened to each message.")
 
 
-class Warning(_Model):
+class WorkflowWarning(_Model):
     """Something in a workflow that a person should look at."""
 
     kind: Literal["loop", "refused", "bounced", "waiting", "deep", "truncated"]
@@ -223,7 +223,7 @@ class WorkflowView(_Model):
     outcome: str
     counts: Counts
     agents: list[Participant] = Field(description="In order of appearance.")
-    warnings: list[Warning]
+    warnings: list[WorkflowWarning]
     messages: list[Message] = Field(description="In order. At most the newest 1,000.")
 
 

@@ -9,7 +9,7 @@ from aimx.sidecar.access import Here, SignedIn
 from aimx.sidecar.answer import answer
 from aimx.sidecar.conversation import MAX_MESSAGES, Conversation, trace_conversation, workflow_conversation
 from aimx.sidecar.describe import problems
-from aimx.sidecar.models import A_TRACE, TRACE_ID, Event, Message, TraceView, Warning, WorkflowView
+from aimx.sidecar.models import A_TRACE, TRACE_ID, Event, Message, TraceView, WorkflowView, WorkflowWarning
 from aimx.sidecar.timeline import Timeline, assemble
 
 router = APIRouter(tags=["conversations"])
@@ -78,29 +78,29 @@ def _workflow(workflow: str, found: Conversation, limits: LoopLimits) -> Workflo
     )
 
 
-def warnings(tree: Timeline, limits: LoopLimits) -> list[Warning]:
+def warnings(tree: Timeline, limits: LoopLimits) -> list[WorkflowWarning]:
     """What a person should look at, in the order in which it happened. Pure."""
-    found: list[Warning] = []
+    found: list[WorkflowWarning] = []
     if tree.truncated:
         text = f"more than {MAX_MESSAGES} messages; the older ones are neither shown nor counted"
-        found.append(Warning(kind="truncated", message=None, text=text))
+        found.append(WorkflowWarning(kind="truncated", message=None, text=text))
     for entry in sorted(tree.entries, key=lambda entry: (entry.t_ms, entry.id)):
         for step in entry.steps:
             match step.kind:
                 case "warned":
-                    found.append(Warning(kind="loop", message=entry.id, text=step.text))
+                    found.append(WorkflowWarning(kind="loop", message=entry.id, text=step.text))
                 case "refused" if not entry.stored:
-                    found.append(Warning(kind="refused", message=entry.id, text=f"{entry.sender}: {step.text}"))
+                    found.append(WorkflowWarning(kind="refused", message=entry.id, text=f"{entry.sender}: {step.text}"))
                 case "bounced":
-                    found.append(Warning(kind="bounced", message=entry.id, text=step.text))
+                    found.append(WorkflowWarning(kind="bounced", message=entry.id, text=step.text))
                 case _:
                     pass
         for copy in entry.copies:
             if copy.outcome == "waiting":
                 text = f"waits for {copy.address} after {copy.attempts} attempts"
-                found.append(Warning(kind="waiting", message=entry.id, text=text))
+                found.append(WorkflowWarning(kind="waiting", message=entry.id, text=text))
     if limits.warn_depth and tree.depth >= limits.warn_depth:
         deepest = max(tree.entries, key=lambda entry: entry.depth or 0)
         text = f"the chain of answers is {tree.depth} long; the loop guard warns from {limits.warn_depth} on"
-        found.append(Warning(kind="deep", message=deepest.id, text=text))
+        found.append(WorkflowWarning(kind="deep", message=deepest.id, text=text))
     return found
