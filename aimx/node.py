@@ -265,6 +265,7 @@ def serve(
     Returns the exit code: 0 after a stop that was asked for, 1 when it could not start (one line on standard error).
     """
     logs.configure(settings.log_level)
+    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_serve(settings, reload, announce))
@@ -340,7 +341,13 @@ def announce(ready: Ready, *paths: Path | None) -> None:
 async def serve_http(context: SidecarContext, tls: Any, listener: socket.socket) -> tuple[_Http, asyncio.Task[None]]:
     """The sidecar on a bound socket; returns once it answers."""
     config = uvicorn.Config(
-        create_app(context), log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=2
+        create_app(context),
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,  # nobody stands before us who may say who the client is
+        timeout_graceful_shutdown=1,
     )
     config.load()
     config.ssl = tls
