@@ -11,7 +11,7 @@ import click
 
 from aimx.cli.failure import Failed
 from aimx.cli.folder import data_option, json_option, opened, ready
-from aimx.cli.screen import clock, console, print_json, size_of
+from aimx.cli.screen import clock, print_json, print_table, size_of
 from aimx.config import Settings
 from aimx.sdk.account import Account, Door
 from aimx.store.contract import Agent, EventRow, NotFound, SpanRef, Store
@@ -85,22 +85,20 @@ def list_(as_json: bool, data: Path) -> None:
     if not found:
         click.echo("no agents yet; add one with `aimx agent add NAME`")
         return
-    from rich.table import Table
-
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for title in ("address", "state", "busy at", "holds", "quota", "priority", "since"):
-        table.add_column(title, overflow="fold", justify="right" if title in ("busy at", "holds", "quota") else "left")
+    rows = [["address", "state", "busy at", "holds", "quota", "priority", "since"]]
     for one, used in found:
-        table.add_row(
-            one.address,
-            "[red]disabled[/]" if one.disabled else "[green]active[/]",
-            str(one.max_unacked or "–"),
-            size_of(used),
-            size_of(one.quota) if one.quota else "–",
-            "may raise" if one.may_prioritise else "–",
-            clock(one.created_ms),
+        rows.append(
+            [
+                one.address,
+                "disabled" if one.disabled else "active",
+                str(one.max_unacked or "-"),
+                size_of(used),
+                size_of(one.quota) if one.quota else "-",
+                "may raise" if one.may_prioritise else "-",
+                clock(one.created_ms),
+            ]
         )
-    console().print(table)
+    print_table(rows)
 
 
 @agent.command()

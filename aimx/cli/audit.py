@@ -3,12 +3,16 @@
 import asyncio
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from aimx.cli.failure import Failed
 from aimx.cli.folder import data_option, json_option, opened
-from aimx.cli.screen import console, print_json
+from aimx.cli.screen import print_json
+
+if TYPE_CHECKING:
+    from aimx.audit.report import Report
 
 
 @click.group()
@@ -38,7 +42,6 @@ def verify(checkpoints: tuple[Path, ...], vkeys: Path | None, contents: bool, as
     Works while the node runs and when it does not.
     """
     from aimx.audit.keys import PublicKeys
-    from aimx.audit.report import Report
     from aimx.audit.verify import verify as check
     from aimx.tlog.note import Verifier
 
@@ -50,7 +53,7 @@ def verify(checkpoints: tuple[Path, ...], vkeys: Path | None, contents: bool, as
         keys = PublicKeys(*(Verifier.parse(line) for line in lines))
     remembered = [path.read_text() for path in checkpoints]
 
-    async def work() -> Report:
+    async def work() -> "Report":
         async with opened(data) as (_, store):
             return await check(store, data, keys=keys, remembered=remembered, contents=contents)
 
@@ -58,12 +61,18 @@ def verify(checkpoints: tuple[Path, ...], vkeys: Path | None, contents: bool, as
     if as_json:
         print_json(report.to_json())
     else:
-        for i, line in enumerate(report.lines()):
-            console().print(line, style=("bold green" if report.ok else "bold red") if i == 0 else None, markup=False)
+        print_report(report)
     if not report.ok:
         first = report.findings[0]
         click.echo(f"aimx: {first.kind}: {first.text}", err=True)
         sys.exit(1)
+
+
+def print_report(report: "Report") -> None:
+    """The verdict in colour, then what was checked and what is wrong."""
+    verdict, *rest = report.lines()
+    click.secho(verdict, bold=True, fg="green" if report.ok else "red")
+    click.echo("\n".join(rest))
 
 
 @audit.command()

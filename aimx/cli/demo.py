@@ -25,6 +25,7 @@ from rich.rule import Rule
 import aimx
 from aimx.audit.evidence import Evidence
 from aimx.audit.report import Report
+from aimx.cli.audit import print_report
 from aimx.cli.failure import Failed
 from aimx.cli.folder import Ready, opened, ready
 from aimx.cli.screen import console
@@ -285,8 +286,7 @@ def _show(folder: Path, seen: Seen) -> None:
         console().print(Panel(escape(text), title="the refusal, as the agent got it", border_style="red", expand=False))
     if seen.report is not None:
         console().print(Rule("the audit log", align="left", style="dim"))
-        for i, line in enumerate(seen.report.lines()):
-            console().print(line, markup=False, style=("green" if seen.report.ok else "red") if i == 0 else None)
+        print_report(seen.report)
     if seen.evidence is not None:
         console().print(
             Rule(f"proof that message {seen.evidence.eid} was accepted as it is", align="left", style="dim")

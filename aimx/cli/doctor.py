@@ -47,9 +47,9 @@ def doctor(as_json: bool, data: Path) -> None:
     else:
         for finding in found:
             console().print(f"{_SIGN[finding.verdict]} [bold]{finding.what:<12}[/]", end=" ")
-            console().print(finding.text, markup=False)
+            console().print(finding.text, markup=False, soft_wrap=True)
             if finding.fix and finding.verdict != "ok":
-                console().print(f"               → {finding.fix}", markup=False, style="dim")
+                console().print(f"               → {finding.fix}", markup=False, style="dim", soft_wrap=True)
     if any(finding.verdict == "wrong" for finding in found):
         sys.exit(1)
 

@@ -31,7 +31,7 @@ def add(file: Path, name: str | None, as_json: bool, data: Path) -> None:
     from aimx.audit import events
 
     octets = file.read_bytes()
-    types = Descriptors().add(octets)
+    types = sorted(Descriptors().add(octets))
     name = name or file.stem
 
     async def work() -> None:

@@ -24,6 +24,14 @@ def print_json(value: Any) -> None:
     click.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
 
 
+def print_table(rows: list[list[str]]) -> None:
+    """Columns as wide as they need to be, whatever the terminal: a table is also there to be cut and grepped."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    for n, row in enumerate(rows):
+        line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        click.echo(click.style(line, bold=True) if n == 0 else line)
+
+
 def span_of(ms: float) -> str:
     """A length of time in the unit that reads best: `3 ms`, `1.2 s`, `4 min`, `2 h`."""
     if ms < 1000:
