@@ -1,6 +1,5 @@
 """Accepting messages: the hot path. Many acceptances become few statements; a refused one touches nothing."""
 
-import json
 import sqlite3
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -185,7 +184,8 @@ def accept(tx: Tx, calls: list[Acceptance]) -> list[list[Outcome] | StoreError]:
             results.append(refused)
     insert(db, "message", _MESSAGE, lot.messages)
     insert(db, "content", _CONTENT, lot.contents)
-    db.executemany("UPDATE body SET message = ? WHERE id = ?", lot.used_bodies)
+    if lot.used_bodies:
+        db.executemany("UPDATE body SET message = ? WHERE id = ?", lot.used_bodies)
     insert(db, "party", _PARTY, lot.parties)
     insert(db, "chain", _CHAIN, lot.chain_rows)
     insert(db, "entry", ENTRY, lot.entries)
@@ -263,7 +263,7 @@ class _Lot:
         self, number: int, message: NewMessage, targets: Sequence[Target], outcomes: Sequence[Outcome], size: int
     ) -> None:
         header_size = len(message.header)
-        recipients = json.dumps(message.recipients)
+        recipients = as_json(message.recipients)
         self.messages.append(
             (
                 number,
@@ -272,7 +272,7 @@ class _Lot:
                 message.sender,
                 message.agent,
                 recipients,
-                json.dumps(list(dict.fromkeys([target.address for target in targets]))),
+                as_json(list(dict.fromkeys([target.address for target in targets]))),
                 message.message_id,
                 message.in_reply_to,
                 message.subject,

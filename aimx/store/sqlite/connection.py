@@ -21,7 +21,7 @@ def connect(path: Path, *, write: bool, busy_s: float = BUSY_S) -> sqlite3.Conne
         db.execute("PRAGMA synchronous = FULL")
         db.execute("PRAGMA secure_delete = ON")
         db.execute("PRAGMA cache_size = -32768")
-        db.execute("PRAGMA wal_autocheckpoint = 0")  # writer.py does it after it has answered
+        db.execute("PRAGMA wal_autocheckpoint = 0")  # checkpoint.py does it, outside the commits
         db.execute("PRAGMA journal_size_limit = 67108864")
     else:
         db.execute("PRAGMA cache_size = -8192")

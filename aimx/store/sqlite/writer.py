@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from aimx.store.contract import AlreadyExists, Topic, Unavailable
+from aimx.store.sqlite.checkpoint import Checkpointer
 from aimx.store.sqlite.connection import connect
 
 log = logging.getLogger(__name__)
@@ -24,8 +25,6 @@ MAX_GROUP = 256
 """Calls in one commit: bounds how long the first of them waits for the last."""
 POLL_S = 0.5
 """How soon commits of other processes are seen, when this one writes nothing itself."""
-CHECKPOINT_ROWS = 16_000
-"""Rows written since the last checkpoint at which the next one is due; when idle, any."""
 
 _BLOCKED = {
     sqlite3.SQLITE_FULL,
@@ -102,7 +101,7 @@ class Writer:
         self._loop = asyncio.get_running_loop()
         self._db: sqlite3.Connection | None = None
         self._version = 0
-        self._checkpointed = 0
+        self._checkpointer = Checkpointer(path)
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="store-writer", daemon=True)
 
@@ -258,7 +257,7 @@ class Writer:
     # ── between commits ─────────────────────────────────────────────────────────────────────────────────────────────
 
     def _look_around(self, *, idle: bool) -> None:
-        """Notice what other processes committed; move the WAL into the file once it is long enough."""
+        """Notice what other processes committed; keep the write-ahead log short."""
         if (db := self._db) is None:
             return
         try:
@@ -267,23 +266,16 @@ class Writer:
             if version != self._version:
                 self._version = version
                 self._loop.call_soon_threadsafe(self._notify, None)
-            self._checkpoint(db, idle)
+            self._checkpointer.step(db, idle=idle)
         except sqlite3.Error as error:
             log.warning("store: %s", error)
         except RuntimeError:
             log.debug("store: the event loop is gone")
 
-    def _checkpoint(self, db: sqlite3.Connection, idle: bool) -> None:
-        """After the answers, not inside a commit as SQLite would: nobody waits for it but who comes next."""
-        rows = db.total_changes - self._checkpointed
-        if rows >= CHECKPOINT_ROWS or (idle and rows):
-            db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
-            self._checkpointed = db.total_changes
-
     def _connection(self) -> sqlite3.Connection:
         if self._db is None:
             self._db = connect(self._path, write=True)
-            self._checkpointed = -1  # a WAL left by an earlier life
+            self._checkpointer.restarted()
             (self._version,) = self._db.execute("PRAGMA data_version").fetchone()
         return self._db
 
@@ -303,4 +295,5 @@ class Writer:
             self._db = None
 
     def _shut(self) -> None:
+        self._checkpointer.close()
         self._drop_connection()

@@ -1,0 +1,67 @@
+"""Moving the write-ahead log into the file, away from the writer's commits.
+
+A thread of its own copies while commits go on; but the log starts over only at a moment when all of it is copied and
+nothing was added since. So the writer copies the small rest itself, between two commits.
+"""
+
+import logging
+import queue
+import sqlite3
+import threading
+from pathlib import Path
+
+from aimx.store.sqlite.connection import connect
+
+log = logging.getLogger(__name__)
+
+ROWS = 16_000
+"""Rows written since the last time at which the next is due; when idle, any."""
+PASSIVE = "PRAGMA wal_checkpoint(PASSIVE)"
+"""Waits for nobody; copies what no reader's snapshot still needs the older state of."""
+
+
+class Checkpointer:
+    """`step` belongs to the writer's thread and is called between its commits."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._begun_at = -1  # a log left by an earlier life counts as written
+        self._under_way = False
+        self._copied = threading.Event()
+        self._orders: queue.SimpleQueue[bool] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="store-checkpoint", daemon=True)
+        self._thread.start()
+
+    def step(self, db: sqlite3.Connection, *, idle: bool) -> None:
+        if self._under_way:
+            if self._copied.is_set():
+                self._copied.clear()
+                self._under_way = False
+                db.execute(PASSIVE).fetchone()
+            return
+        rows = db.total_changes - self._begun_at
+        if rows >= ROWS or (idle and rows):
+            self._begun_at = db.total_changes
+            self._under_way = True
+            self._orders.put(True)
+
+    def restarted(self) -> None:
+        """The writer has a new connection, which counts its changes from zero."""
+        self._begun_at = -1
+
+    def close(self) -> None:
+        self._orders.put(False)
+        self._thread.join()
+
+    def _run(self) -> None:
+        db: sqlite3.Connection | None = None
+        while self._orders.get():
+            try:
+                db = db or connect(self._path, write=True)
+                db.execute(PASSIVE).fetchone()
+            except sqlite3.Error as error:
+                log.warning("store: checkpoint: %s", error)
+                db = None
+            self._copied.set()
+        if db is not None:
+            db.close()
