@@ -99,15 +99,13 @@ class Reconciliation:
             self._messages.execute("COMMIT")
 
     async def _see_events(self) -> None:
-        page = await self._evidence.events_after(0, PAGE)
-        while page:
-            # The next page is fetched while this one is hashed: both spend much of their time outside the interpreter.
-            following = asyncio.create_task(self._evidence.events_after(page[-1].seq, PAGE))
-            try:
-                acceptances = await asyncio.to_thread(self._check_page, page)
-                await self._check_messages(acceptances)
-            finally:
-                page = await following
+        # One thread at a time, on purpose: SQLite lets go of the interpreter at every row, and would wait for another
+        # busy thread at every row to get it back. What runs beside this is the worker that checks the openings.
+        seq = 0
+        while page := await self._evidence.events_after(seq, PAGE):
+            seq = page[-1].seq
+            acceptances = await asyncio.to_thread(self._check_page, page)
+            await self._check_messages(acceptances)
         await asyncio.to_thread(self._collect)
 
     def _check_page(self, page: Sequence[StoredEvent]) -> list[EventRow]:

@@ -9,6 +9,7 @@ import marshal
 import subprocess
 import sys
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -25,30 +26,40 @@ Fault = tuple[int, str]
 
 
 class Openings:
-    """Checks openings, one batch at a time, while its owner does something else. Threads: one at a time."""
+    """Checks openings, one batch at a time, while its owner does something else."""
 
     def __init__(self, *, apart: bool) -> None:
         """`apart`: in a process of its own."""
         self._child = _start("openings") if apart else None
-        self._faults: list[Fault] = []
+        # Its thread only waits: a pipe takes less than a batch, so whoever writes it waits for the child to read.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="aimx-openings")
+        self._round: Future[list[Fault]] | None = None
 
     def submit(self, rows: Sequence[EventRow]) -> None:
         """Hand over rows that have their keys. `collect` what came of the last ones first."""
-        if self._child is None:
-            self._faults = faults(rows)
+        child = self._child
+        if child is None:
+            self._round = Future()
+            self._round.set_result(faults(rows))
         else:
-            _send(self._child, [_frame(row) for row in rows])
+            self._round = self._thread.submit(_ask, child, rows)
 
     def collect(self) -> list[Fault]:
         """The faults of the rows submitted last. Raises LogError when the worker has died."""
-        if self._child is None:
-            return self._faults
-        found: list[Fault] = _receive(self._child)
-        return found
+        return [] if self._round is None else self._round.result()
 
     def close(self) -> None:
         if self._child is not None:
+            self._child.kill()  # first, so that a thread that waits for it is let go
+        self._thread.shutdown()
+        if self._child is not None:
             _end(self._child)
+
+
+def _ask(child: subprocess.Popen[bytes], rows: Sequence[EventRow]) -> list[Fault]:
+    _send(child, [_frame(row) for row in rows])
+    found: list[Fault] = _receive(child)
+    return found
 
 
 def check_integrity(
