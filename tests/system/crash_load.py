@@ -68,7 +68,7 @@ class Submitter(threading.Thread):
                 self._door.up.wait()
                 with suppress(*TROUBLE):
                     self._session()
-        except BaseException as error:  # noqa: BLE001 — told to the test, which fails with it
+        except BaseException as error:
             self.failure = error
 
     def _session(self) -> None:
@@ -120,7 +120,7 @@ class Mover(threading.Thread):
                 self._door.up.wait()
                 with suppress(*TROUBLE):
                     self._session()
-        except BaseException as error:  # noqa: BLE001
+        except BaseException as error:
             self.failure = error
 
     def _session(self) -> None:
