@@ -8,7 +8,7 @@ Rules every store keeps, and the contract suite (`tests/store`) checks:
 - UIDs and MODSEQs come from the mailbox row inside the commit: they rise and become visible in that order.
 - Events go in with what they witness, in the same commit. What is only known inside the commit (a UID, whether a
   mailbox was busy) is handed to the caller's *witness*, a pure function that returns the event rows. It may run on
-  another thread and must not block.
+  another thread and must not block. It may be asked twice, where a group had to be taken apart: the last answer counts.
 - Addresses are lower-case. Times are Unix milliseconds. Trace ids are 16 bytes, span ids 8.
 - Subscribers are called on the event loop's thread, after the commit, and must not block.
 """
@@ -321,9 +321,9 @@ class Lineage:
     loop_key: str | None
     """`workflow`, else the loop key of replied, referenced or traced, else the trace in hex, else None."""
     past: tuple[Past, ...]
-    """The newest messages of the loop key, newest first, at most `window`."""
+    """The newest messages of the loop key, newest first, at most `window`. Filed ones (APPEND) do not count."""
     count: int
-    """All messages of the loop key."""
+    """All messages of the loop key, but for filed ones."""
     first_ms: int | None
 
 
@@ -566,7 +566,7 @@ class Store(Protocol):
         """
 
     async def next_due(self) -> int | None:
-        """When the earliest unleased delivery is due."""
+        """When the earliest delivery can be claimed: when it is due; a leased one not before its lease ends."""
 
     async def place(
         self, due: Due, span: SpanRef, now_ms: int, witness: Callable[[Outcome], Sequence[EventRow]]

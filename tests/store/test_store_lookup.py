@@ -163,6 +163,28 @@ async def test_the_past_of_a_workflow_newest_first_and_its_count(store: Store) -
     assert (fresh.past, fresh.count, fresh.first_ms) == ((), 0, None)
 
 
+async def test_the_past_goes_on_as_messages_come(store: Store) -> None:
+    """Asked again and again while the workflow grows past the window, with windows of different sizes."""
+    payloads: list[bytes] = []
+    for n in range(140):
+        payloads.insert(0, bytes([n]) * 32)
+        await send(store, ALICE, BOB, workflow="w", payload=payloads[0])
+        if n % 20 == 19:
+            for window in (128, 3, 500, 128):
+                lineage = await store.lineage(BOB, None, [], None, "w", window)
+                assert [past.payload for past in lineage.past] == payloads[:window]
+                assert lineage.count == n + 1
+
+
+async def test_a_flood_of_one_message_id_hides_nothing(store: Store) -> None:
+    message = await send(store, ALICE, BOB)
+    for _ in range(150):
+        await store.accept(new_message(sender=CAROL, agent=CAROL, message_id=message.message_id), [], nothing)
+    replied = (await store.lineage(BOB, message.message_id, [], None, None)).replied
+    assert replied is not None
+    assert replied.eid == message.eid
+
+
 async def test_a_filed_copy_is_no_step_of_a_loop(store: Store) -> None:
     message = await send(store, ALICE, BOB, workflow="w")
     await store.accept(new_message(workflow="w"), [filed(ALICE, "Sent")], nothing)

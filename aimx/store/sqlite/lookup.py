@@ -3,7 +3,7 @@
 import json
 import sqlite3
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from aimx.store.contract import Ancestor, Lineage, Located, MessageFilter, MessageRecord, Past, SpanRef
 from aimx.store.sqlite import flags
@@ -96,11 +96,16 @@ _ANCESTOR = (
     "SELECT m.eid, m.message_id, m.origin_trace, m.origin_span, m.trace_flags, m.tracestate, m.baggage, m.depth,"
     " m.workflow, m.loop_key FROM "
 )
-_NEWEST = "SELECT max(message) FROM party WHERE address = ? AND trace = ? AND role = 3"
-_NAMED = (
-    f"{_ANCESTOR} message m CROSS JOIN party p ON p.address = ? AND p.message = m.id"
-    " WHERE m.message_id = ? ORDER BY m.id DESC LIMIT 1"
+_SAME_ID = 64
+"""How many of each end are looked at, where several messages bear one Message-ID: a flood of copies must cost nothing
+and hide nothing, and what is answered came either before it or after it."""
+_BEARERS = (
+    f"SELECT id FROM (SELECT id FROM message WHERE message_id = ?2 ORDER BY id DESC LIMIT {_SAME_ID}) UNION"  # noqa: S608
+    f" SELECT id FROM (SELECT id FROM message WHERE message_id = ?2 ORDER BY id LIMIT {_SAME_ID})"
 )
+_BORNE = f"SELECT max(message) FROM party WHERE address = ?1 AND message IN ({_BEARERS})"  # noqa: S608
+_NAMED = f"{_ANCESTOR} message m WHERE m.id = ({_BORNE})"
+_NEWEST = "SELECT max(message) FROM party WHERE address = ?1 AND trace = ?2 AND role = 3"
 _TRACED = f"{_ANCESTOR} message m WHERE m.id = ({_NEWEST})"
 MAX_REFERENCES = 100
 """The newest so many of a References field are looked up. RFC 5322 §3.6.4 sets no limit; a sender could."""
@@ -108,6 +113,7 @@ MAX_REFERENCES = 100
 
 def lineage(
     db: sqlite3.Connection,
+    pasts: "Pasts",
     sender: str,
     in_reply_to: str | None,
     references: Sequence[str],
@@ -125,21 +131,50 @@ def lineage(
     traced = _ancestor(db, _TRACED, sender, trace_id) if trace_id else None
     ancestor = replied or referenced or traced
     loop_key = workflow or (ancestor.loop_key if ancestor else None) or (trace_id.hex() if trace_id else None)
-    past: list[Past] = []
-    count, first_ms = 0, None
-    if loop_key is not None:
+    known = _NO_PAST if loop_key is None else pasts.read(db, loop_key, window)
+    return Lineage(replied, referenced, traced, loop_key, known.past[:window], known.total, known.first_ms)
+
+
+class _Known(NamedTuple):
+    newest: int
+    """Number of the newest message."""
+    past: tuple[Past, ...]
+    total: int
+    first_ms: int | None
+
+
+_NO_PAST = _Known(0, (), 0, None)
+
+
+class Pasts:
+    """The pasts of the workflows that are busy now. What was read stays true, so only newer messages are read.
+
+    For one thread: the event loop's.
+    """
+
+    MOST = 512
+    """Workflows kept; at the usual window of 128 that is at most some 30 MB."""
+    WINDOW = 128
+
+    def __init__(self) -> None:
+        self._kept: dict[str, _Known] = {}
+
+    def read(self, db: sqlite3.Connection, loop_key: str, window: int) -> _Known:
+        keep = window <= self.WINDOW
+        known = self._kept.pop(loop_key, _NO_PAST) if keep else _NO_PAST
         found = db.execute(
-            "SELECT sender, recipients, payload, template, depth, t_ms, n, first_ms FROM chain"
-            " WHERE loop_key = ? ORDER BY message DESC LIMIT ?",
-            (loop_key, max(window, 1)),
+            "SELECT sender, recipients, payload, template, depth, t_ms, message, n, first_ms FROM chain"
+            " WHERE loop_key = ? AND message > ? ORDER BY message DESC LIMIT ?",
+            (loop_key, known.newest, max(window, self.WINDOW)),
         ).fetchall()
         if found:
-            count, first_ms = found[0][6:]
-            past = [
-                Past(who, tuple(json.loads(to)), payload, template, depth, t_ms)
-                for who, to, payload, template, depth, t_ms, _, _ in found[:window]
-            ]
-    return Lineage(replied, referenced, traced, loop_key, tuple(past), count, first_ms)
+            newer = tuple(Past(row[0], tuple(json.loads(row[1])), *row[2:6]) for row in found)
+            known = _Known(found[0][6], (newer + known.past)[: max(window, self.WINDOW)], *found[0][7:])
+        if keep and known.newest:
+            self._kept[loop_key] = known  # last in, so that the first is the one unused longest
+            if len(self._kept) > self.MOST:
+                del self._kept[next(iter(self._kept))]
+        return known
 
 
 def _ancestor(db: sqlite3.Connection, sql: str, sender: str, by: str | bytes) -> Ancestor | None:

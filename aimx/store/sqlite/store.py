@@ -66,6 +66,7 @@ class SqliteStore:
         self._node = node
         self._guest = guest
         self._claims = mailboxes.Claims()
+        self._pasts: lookup.Pasts
         self._subscribers: dict[Topic, dict[object, Callable[[], None]]] = {}
         self._writer: Writer
         self._reader: Reader
@@ -76,6 +77,7 @@ class SqliteStore:
             self._reader = Reader(self._path)
         except (sqlite3.Error, OSError) as error:
             raise refusal(error) from error
+        self._pasts = lookup.Pasts()
         self._writer = Writer(self._path, acceptance.accept, self._claims.save, self._notify)
         self._writer.start()
         if not self._guest:
@@ -143,7 +145,7 @@ class SqliteStore:
         window: int = 128,
     ) -> Lineage:
         return self._reader.near(
-            lambda db: lookup.lineage(db, sender, in_reply_to, references, trace_id, workflow, window)
+            lambda db: lookup.lineage(db, self._pasts, sender, in_reply_to, references, trace_id, workflow, window)
         )
 
     async def stage(self, staged: Staged | None, chunk: bytes) -> Staged:
