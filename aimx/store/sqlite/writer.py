@@ -11,6 +11,7 @@ import logging
 import queue
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +26,8 @@ MAX_GROUP = 256
 """Calls in one commit: bounds how long the first of them waits for the last."""
 POLL_S = 0.5
 """How soon commits of other processes are seen, when this one writes nothing itself."""
+QUIET_S = 5.0
+"""Between two log lines about a database that cannot be written."""
 
 _BLOCKED = {
     sqlite3.SQLITE_FULL,
@@ -102,6 +105,7 @@ class Writer:
         self._db: sqlite3.Connection | None = None
         self._version = 0
         self._checkpointer = Checkpointer(path)
+        self._quiet_until = 0.0
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="store-writer", daemon=True)
 
@@ -177,7 +181,7 @@ class Writer:
             db = self._connection()
             db.execute("BEGIN IMMEDIATE")
         except sqlite3.Error as error:
-            log.warning("store: cannot begin a commit: %s", error)
+            self._complain("cannot begin a commit", error)
             self._drop_connection()
             raise _Lost from None
         try:
@@ -190,7 +194,7 @@ class Writer:
         except Exception as error:
             self._roll_back(db)
             if is_blocked(error):
-                log.warning("store: commit failed: %s", error)
+                self._complain("commit failed", error)
             else:
                 log.exception("store: commit failed")
             raise _Lost from error
@@ -268,9 +272,15 @@ class Writer:
                 self._loop.call_soon_threadsafe(self._notify, None)
             self._checkpointer.step(db, idle=idle)
         except sqlite3.Error as error:
-            log.warning("store: %s", error)
+            self._complain("between commits", error)
         except RuntimeError:
             log.debug("store: the event loop is gone")
+
+    def _complain(self, what: str, error: Exception) -> None:
+        """Now and then: a full disk fails every call, and the log may lie on it too."""
+        if time.monotonic() >= self._quiet_until:
+            self._quiet_until = time.monotonic() + QUIET_S
+            log.warning("store: %s: %s", what, error)
 
     def _connection(self) -> sqlite3.Connection:
         if self._db is None:
