@@ -38,6 +38,10 @@ MAX_WAITING = 128 * 1024
 """Octets fed but not worked on beyond which reading pauses."""
 STRANGERS = 4
 """An address may have one in so many of its connections (`smtp.max_connections_per_address`) not signed in."""
+MAX_UNREAD = 64 * 1024
+"""Octets of replies the peer has not read beyond which no more commands are worked on; uvloop's own limit is 512 KiB."""
+MAX_REPLIES = 256
+"""Replies gathered before they are written at the latest: a peer that does not read them must be noticed in time."""
 BACKLOG = 1024
 
 STOPPING = (421, "4.3.2", "the node is stopping")
@@ -72,13 +76,14 @@ class SMTP(aiosmtpd.smtp.SMTP):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._socket = cast(asyncio.Transport, transport)
+        self._socket.set_write_buffer_limits(MAX_UNREAD)
         self._dialog = Session(self._server.door, self._receiver, self.peer, _tls_version(self._socket))
         self._server.door.counters.connections += 1
         if self._server.stopping:
             self.leave()
         elif self._dialog.secure:
-            # Octets that came with the handshake are delivered before this runs: an early talker is still seen.
-            self._loop.call_soon(self._greet)
+            # What came with the handshake is delivered a turn of the loop later, before this: early talk is still seen.
+            self._loop.call_soon(self._loop.call_soon, self._greet)
         else:
             self._loop.call_later(GREET_AFTER, self._greet)
         self._arm()
@@ -154,6 +159,9 @@ class SMTP(aiosmtpd.smtp.SMTP):
             if self._leaving and not dialog.has_message:
                 dialog.farewell(*STOPPING)
                 break
+            if len(dialog.out) >= MAX_REPLIES:
+                self._flush(dialog)
+                continue
             event = self._receiver.next_event()
             if event is None:
                 break
@@ -238,6 +246,7 @@ class SMTP(aiosmtpd.smtp.SMTP):
             self.connection_lost(None)
             return
         self._socket = secured
+        self._socket.set_write_buffer_limits(MAX_UNREAD)
         self._dialog = Session(self._server.door, self._receiver, self.peer, _tls_version(secured))
         self._progress = 0
         self._upgrading = self._read_paused = False

@@ -32,7 +32,7 @@ from aimx.identity.sender import envelope_refusal
 from aimx.intake.envelope import Envelope, HeaderTooLarge, Reply, SpanEvent, Upload
 from aimx.smtp.address import BadParameter, BadPath, Path, parse_path
 from aimx.smtp.budget import ByteBudget
-from aimx.smtp.core import NONE, Chunk, EndOfData, Event, Fault, Line, Receiver
+from aimx.smtp.core import MAX_DATA_LINE, NONE, Chunk, EndOfData, Event, Fault, Line, Receiver
 from aimx.smtp.errors import ProtocolError, Refused
 from aimx.store.contract import Agent
 
@@ -659,7 +659,7 @@ _FAULT_TEXTS = {
     Fault.BARE_CR: "bare CR: a line ends with CRLF",
     Fault.BARE_LF: "bare LF: a line ends with CRLF",
     Fault.NUL: "NUL is not allowed",
-    Fault.LONG_LINE: "line too long",
+    Fault.LONG_LINE: f"line too long (data: {MAX_DATA_LINE} octets); encode long lines as quoted-printable or base64",
     Fault.ENDLESS: "line too long",
 }
 
