@@ -39,7 +39,7 @@ MAX_WAITING = 128 * 1024
 STRANGERS = 4
 """An address may have one in so many of its connections (`smtp.max_connections_per_address`) not signed in."""
 MAX_UNREAD = 64 * 1024
-"""Octets of replies the peer has not read beyond which no more commands are worked on; uvloop's own limit is 512 KiB."""
+"""Octets of replies not read by the peer beyond which no more commands are worked on; uvloop would take 512 KiB."""
 MAX_REPLIES = 256
 """Replies gathered before they are written at the latest: a peer that does not read them must be noticed in time."""
 BACKLOG = 1024

@@ -62,7 +62,10 @@ class Intake(Protocol):
         """A refusal to be given at RCPT, or None."""
 
     async def accept(self, envelope: Envelope) -> Reply:
-        """Take the message over. A reply below 400 means it is durable. The upload is intake's from here on."""
+        """Take the message over. A reply below 400 means it is durable, and the upload is intake's."""
+
+    def refused(self, envelope: Envelope, reply: Reply) -> None:
+        """A transaction ended without reaching `accept`: to be traced and counted."""
 
 
 @dataclass(slots=True)
@@ -130,6 +133,8 @@ class Transaction:
     """Of these, what stays in memory to the end although parts went to the store."""
     refusal: Reply | None = None
     """What the end of data will be answered; until then the data is thrown away."""
+    turned_away: Reply | None = None
+    """The last refusal of a recipient."""
 
 
 class Session:
@@ -234,7 +239,8 @@ class Session:
 
     async def abandon(self) -> None:
         """The connection is gone: give back what the session holds."""
-        transaction, self._transaction = self._transaction, None
+        transaction = self._transaction
+        self._drop()
         if transaction is not None:
             await self._release(transaction)
 
@@ -317,8 +323,8 @@ class Session:
             raise ProtocolError(501, "5.5.4", "say your host name or address literal")
         if not self._host:
             self.progress += 1
+        self._drop()  # RFC 5321 §4.1.4: as if RSET had come
         self._host = argument
-        self._transaction = None  # RFC 5321 §4.1.4: as if RSET had come
 
     def _starttls(self, argument: str) -> None:
         if argument:
@@ -334,7 +340,7 @@ class Session:
     def _rset(self, argument: str) -> None:
         if argument:
             raise ProtocolError(501, "5.5.4", "RSET takes no argument")
-        self._transaction = None
+        self._drop()
         self.out.append(OK)
 
     def _vrfy(self, argument: str) -> None:
@@ -346,6 +352,7 @@ class Session:
         self._say(214, "2.0.0", "see RFC 5321; sign in with AUTH, send as yourself")
 
     def _quit(self, _argument: str) -> None:
+        self._drop()
         self.farewell(221, "2.0.0", "bye")
 
     # ── sign-in (RFC 4954) ──
@@ -480,6 +487,7 @@ class Session:
             refusal = await self._door.intake.check_recipient(self._agent.address, path.address)
         if refusal is not None:
             self._note("smtp.recipient_refused", code=refusal.code, enhanced=refusal.enhanced)
+            transaction.turned_away = refusal
             raise Refused(*refusal)
         if path.address not in transaction.recipients:
             transaction.recipients.append(path.address)
@@ -556,29 +564,23 @@ class Session:
 
     async def _refuse(self, transaction: Transaction, reply: Reply) -> None:
         self._door.counters.messages_refused += 1
+        self._door.intake.refused(self._envelope(transaction), reply)
         await self._release(transaction)
         raise Refused(*reply)
 
+    def _drop(self) -> None:
+        """Forget the transaction. One that ended because every recipient was refused leaves its trace."""
+        transaction, self._transaction = self._transaction, None
+        if transaction is not None and transaction.turned_away is not None and not transaction.recipients:
+            self._door.intake.refused(self._envelope(transaction), transaction.turned_away)
+
     async def _deliver(self, transaction: Transaction) -> None:
-        upload, agent, counters = transaction.upload, self._agent, self._door.counters
+        upload, counters = transaction.upload, self._door.counters
         assert upload is not None
-        assert agent is not None
         if transaction.gathered:
             upload.write(bytes(transaction.gathered))
             transaction.gathered.clear()
-        envelope = Envelope(
-            agent=agent.address,
-            sender=transaction.sender,
-            recipients=tuple(transaction.recipients),
-            upload=upload,
-            peer=str(self._peer),
-            helo=self._host,
-            protocol="UTF8SMTPSA" if transaction.utf8 else "ESMTPSA",  # RFC 3848, RFC 6531 §4.3
-            tls=self._tls or "",
-            started_ns=transaction.started_ns,
-            priority=transaction.priority,
-            events=transaction.events,
-        )
+        envelope = self._envelope(transaction)
         try:
             reply = await self._door.intake.accept(envelope)
             if reply.accepted:
@@ -591,6 +593,22 @@ class Session:
         counters.messages += 1
         counters.octets += transaction.size
         self._say(*reply)
+
+    def _envelope(self, transaction: Transaction) -> Envelope:
+        assert self._agent is not None
+        return Envelope(
+            agent=self._agent.address,
+            sender=transaction.sender,
+            recipients=tuple(transaction.recipients),
+            upload=transaction.upload or self._door.intake.upload(),
+            peer=str(self._peer),
+            helo=self._host,
+            protocol="UTF8SMTPSA" if transaction.utf8 else "ESMTPSA",  # RFC 3848, RFC 6531 §4.3
+            tls=self._tls or "",
+            started_ns=transaction.started_ns,
+            priority=transaction.priority,
+            events=transaction.events,
+        )
 
     async def _release(self, transaction: Transaction) -> None:
         """Give back memory and staged parts."""

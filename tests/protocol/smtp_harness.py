@@ -71,6 +71,7 @@ class Received:
 class RecordingIntake:
     store: AgentsOnly
     mails: list[Received] = field(default_factory=list)
+    turned_away: list[tuple[Envelope, Reply]] = field(default_factory=list)
     unknown: set[str] = field(default_factory=set)
     answer: Reply = ACCEPTED
     error: Exception | None = None
@@ -82,6 +83,9 @@ class RecordingIntake:
 
     async def check_recipient(self, agent: str, recipient: str) -> Reply | None:
         return Reply(550, "5.1.1", "no such agent") if recipient in self.unknown else None
+
+    def refused(self, envelope: Envelope, reply: Reply) -> None:
+        self.turned_away.append((envelope, reply))
 
     async def accept(self, envelope: Envelope) -> Reply:
         if self.hold is not None:

@@ -415,6 +415,27 @@ async def test_a_store_that_fails_in_the_middle_of_a_large_mail() -> None:
         assert (await wire.mail()).startswith("250")
 
 
+async def test_intake_hears_of_mails_refused_before_it_saw_them() -> None:
+    async with running() as node:
+        node.intake.unknown.add(f"nobody@{DOMAIN}")
+        for end in ("RSET", "EHLO again", "QUIT"):
+            wire = await node.signed_in()
+            await wire.say(SENDER, 250)
+            await wire.say(f"RCPT TO:<nobody@{DOMAIN}>", 550)
+            await wire.say(end, 221 if end == "QUIT" else 250)
+            envelope, reply = node.intake.turned_away.pop()
+            assert (envelope.recipients, reply.code) == ((), 550)
+            assert envelope.events[-1].attributes == {"code": 550, "enhanced": "5.1.1"}
+        wire = await node.signed_in()
+        await wire.mail(b"bare\nLF\r\n")
+        envelope, reply = node.intake.turned_away.pop()
+        assert (envelope.recipients, reply.code) == ((f"critic@{DOMAIN}",), 554)
+        await wire.say(SENDER, 250)
+        await wire.say(RECIPIENT, 250)
+        await wire.say("RSET", 250)
+        assert node.intake.turned_away == []
+
+
 async def test_a_large_mail_goes_to_the_store_in_parts() -> None:
     async with running(byte_budget=1 << 20) as node:
         wire = await node.signed_in()
