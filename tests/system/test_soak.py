@@ -1,4 +1,4 @@
-"""Malformed input of every kind, on all doors at once: whoever behaves notices nothing, and memory stays where it was."""
+"""Malformed input of every kind, on all doors at once: who behaves notices nothing, and memory stays where it was."""
 
 import base64
 import random
