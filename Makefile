@@ -28,7 +28,7 @@ bench: $(VENV)/.installed
 	$(BIN)/python -m bench $(ARGS)
 
 torture: $(VENV)/.installed
-	$(BIN)/python -m pytest -q -m torture tests/system $(ARGS)
+	$(BIN)/python -m pytest -q -s -m torture tests/system $(ARGS)
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
