@@ -94,7 +94,8 @@ class _Drawing:
         sign, style = _SIGN.get(step.kind, ("·", "dim"))
         out = Text()
         out.append(f"{sign} ", style).append(self._short(step.text), style)
-        out.append(f"  +{span_of(max(0, step.t_ms - entry.t_ms))}", "dim")
+        if step.t_ms > entry.t_ms or self._everything:
+            out.append(f"  +{span_of(max(0, step.t_ms - entry.t_ms))}", "dim")
         if step.kind == "deferred":
             if step.wait_ms is not None:
                 out.append(f", next try after {span_of(step.wait_ms)}", "yellow")

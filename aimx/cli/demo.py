@@ -87,7 +87,7 @@ class Seen:
         return [
             ("the task was solved over several mails", approved),
             ("one agent was busy, and its mail was retried", counts is not None and counts.retries > 0),
-            ("nothing is left waiting or bounced", counts is not None and not counts.waiting and not counts.bounced),
+            ("every message arrived and was acknowledged", self._all_done()),
             ("the runaway loop was refused, and the agent could read why", self.stopped.get("code") == 554),
             ("the whole conversation is one trace", self._one_trace()),
             ("the audit log is consistent and complete", self._verified()),
@@ -99,6 +99,12 @@ class Seen:
         if found is None or sent is None or found.counts.refused < 1:
             return False
         return all(entry.trace_id == sent.trace_id for entry in found.entries) and found.counts.messages >= 10
+
+    def _all_done(self) -> bool:
+        counts = self.timeline.counts if self.timeline else None
+        if counts is None or counts.waiting or counts.bounced:
+            return False
+        return counts.messages == counts.deliveries == counts.acknowledged
 
     def _verified(self) -> bool:
         return self.report is not None and self.report.ok and self.report.complete == "COMPLETE"

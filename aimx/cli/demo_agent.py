@@ -97,6 +97,7 @@ def objection(draft: dict[str, Any], terms: dict[str, Any]) -> str:
 async def be_polite(me: aimx.AsyncClient, message: aimx.Message, words: str) -> None:
     """Answers every courtesy with one, for ever, until the node says stop."""
     number = message.payload["round"] + 1
+    await message.ack()
     try:
         await message.reply({"say": words, "round": number})
     except aimx.LoopRefused as refusal:

@@ -9,6 +9,7 @@ import click
 
 from aimx.cli.account import account_options, client
 from aimx.cli.folder import json_option
+from aimx.cli.tracing import exported
 from aimx.message.payload import as_json as show_payload
 from aimx.sdk.message import Message
 
@@ -39,7 +40,7 @@ def inbox(follow: bool, ack: bool, wait: float | None, as_json: bool, **account:
             finally:
                 await messages.aclose()
 
-    with suppress(KeyboardInterrupt):
+    with exported("aimx-inbox"), suppress(KeyboardInterrupt):
         asyncio.run(work())
 
 

@@ -10,6 +10,7 @@ import click
 from aimx.cli.account import account_options, client
 from aimx.cli.folder import json_option
 from aimx.cli.screen import print_json
+from aimx.cli.tracing import exported
 from aimx.sdk.client import Sent
 
 
@@ -52,7 +53,8 @@ def send(
 
     if wait is not None and len(recipients) != 1:
         raise click.UsageError("--wait takes one recipient")
-    done = asyncio.run(work())
+    with exported("aimx-send"):
+        done = asyncio.run(work())
     if not isinstance(done, Sent):
         print_json(done) if as_json else click.echo(_shown(done["payload"]))
     elif as_json:

@@ -15,7 +15,8 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-MAX_LINE = 1 << 20
+MAX_LINE = 1 << 24
+"""Octets. The answer to a SEARCH that finds a million messages fits."""
 MAX_LITERAL = 1 << 30
 
 Value = None | str | bytes | list["Value"]

@@ -66,6 +66,9 @@ class Inbox:
                 message = await self._fetch(uid)
                 if message is not None:
                     yield message
+                if message is None or message.acknowledged:
+                    mine.discard(uid)
+                    self._in_hand.discard(uid)
         finally:
             self._readers -= 1
             self._in_hand -= mine
@@ -186,8 +189,9 @@ class Inbox:
         found = sorted(uid for uid in set(found) if uid >= since)
         if not found:
             return
-        claimed = await self._claim(link, found)
-        known = claimed | self._in_hand | set(self._ready)
+        known = await self._claim(link, found)
+        if since == 1:  # a look at everything: some of it is already on its way
+            known |= self._in_hand | set(self._ready)
         self._ready += [uid for uid in found if uid not in known]
         self._next_uid = max(self._next_uid, found[-1] + 1) if self._next_uid == since else self._next_uid
         self._grown.set()
