@@ -1,5 +1,6 @@
 """`aimx serve`: settings from flags, a node from settings."""
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import click
 
 from aimx.cli.folder import remember
 from aimx.config import load
+from aimx.sdk.account import DEFAULT_DATA
 
 _LISTENERS = {
     "smtp": "SMTP submission with STARTTLS",
@@ -19,7 +21,7 @@ _LISTENERS = {
 NEXT = """\
 A new node in {data}. Next, in another terminal:
 
-  aimx agent add critic
+{export}  aimx agent add critic
   AIMX_URL=$(aimx agent add planner --url) aimx send critic '{{"hello": "world"}}'
   aimx trace ID          (the id that `aimx send` printed)
 
@@ -59,7 +61,9 @@ def serve(
     def announced(ready: node.Ready, first: bool) -> None:
         remember(settings)
         if first:
-            click.echo(NEXT.format(data=settings.data))
+            elsewhere = settings.data.resolve() != Path(DEFAULT_DATA).resolve()
+            export = f"  export AIMX_DATA={shlex.quote(str(settings.data.resolve()))}\n" if elsewhere else ""
+            click.echo(NEXT.format(data=settings.data, export=export))
         doors = (("submission", ready.smtps), ("mailboxes", ready.imaps), ("http", ready.http))
         click.echo("ready: " + ", ".join(f"{name} {where}" for name, where in doors))
 
