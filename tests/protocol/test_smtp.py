@@ -453,3 +453,22 @@ def scram_final(password: str, first: bytes, server_first: bytes) -> bytes:
         hashlib.sha256(client_key).digest(), first[3:] + b"," + server_first + b"," + without, "sha256"
     )
     return without + b",p=" + base64.b64encode(bytes(a ^ b for a, b in zip(client_key, signature, strict=True)))
+
+
+async def test_sessions_side_by_side_do_not_mix() -> None:
+    async with running() as node:
+
+        async def converse(n: int) -> None:
+            wire = await node.signed_in("planner")
+            for m in range(5):
+                content = f"Subject: {n}-{m}\r\n\r\n".encode() + f"{n} {m}\r\n".encode() * 200
+                assert (await wire.mail(content, f"a{n}@{DOMAIN}")).startswith("250")
+            await wire.say("QUIT", 221)
+
+        await asyncio.gather(*(converse(n) for n in range(30)))
+        assert len(node.mails) == 150
+        for mail in node.mails:
+            n = mail.envelope.recipients[0].partition("@")[0][1:]
+            subject, _, body = mail.content.partition(b"\r\n\r\n")
+            assert subject.startswith(f"Subject: {n}-".encode())
+            assert set(body.split(b"\r\n")[:-1]) == {subject[9:].replace(b"-", b" ")}
