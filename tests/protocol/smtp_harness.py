@@ -1,7 +1,9 @@
 """A whole SMTP server in the test's own loop, with real sockets and TLS, before an intake that only records."""
 
 import asyncio
+import atexit
 import base64
+import shutil
 import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -148,7 +150,9 @@ class Node:
 @cache
 def certificates() -> Certificates:
     """One set a test process; making keys for every test would only cost time."""
-    made = Certificates(Path(mkdtemp(prefix="aimx-test-tls-")), [DOMAIN])
+    folder = mkdtemp(prefix="aimx-test-tls-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    made = Certificates(Path(folder), [DOMAIN])
     made.ensure()
     return made
 
