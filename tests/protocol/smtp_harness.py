@@ -1,16 +1,13 @@
 """A whole SMTP server in the test's own loop, with real sockets and TLS, before an intake that only records."""
 
 import asyncio
-import atexit
 import base64
-import shutil
 import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
-from tempfile import mkdtemp
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from aimx.config import Endpoint, SignIn, Smtp
@@ -147,43 +144,36 @@ class Node:
         return wire
 
 
-@cache
-def certificates() -> Certificates:
-    """One set a test process; making keys for every test would only cost time."""
-    folder = mkdtemp(prefix="aimx-test-tls-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    made = Certificates(Path(folder), [DOMAIN])
-    made.ensure()
-    return made
-
-
 @asynccontextmanager
 async def running(sign_in: SignIn | None = None, **smtp: Any) -> AsyncIterator[Node]:
     """A server with the agents planner and critic. Keywords are settings of `[smtp]`."""
-    settings = Smtp.model_construct(**(Smtp().model_dump() | smtp))
-    store = AgentsOnly()
-    intake = RecordingIntake(store)
-    directory = Directory(store, (DOMAIN,), sign_in or SignIn(delay=0.01))
-    door = Door((DOMAIN,), settings, directory, intake, ByteBudget(settings.byte_budget))
-    server = Server(door, certificates().server_context())
-    node = Node(
-        server,
-        server.listen(bind(Endpoint("127.0.0.1", 0)), implicit_tls=False),
-        server.listen(bind(Endpoint("127.0.0.1", 0)), implicit_tls=True),
-        store,
-        intake,
-        directory,
-        certificates(),
-    )
-    node.add("planner")
-    node.add("critic")
-    try:
-        yield node
-    finally:
-        await server.stop(0.5)
-        directory.close()
-        assert server.open_connections == 0, "a connection outlived the server"
-        assert node.budget.left == node.budget.limit, "octets were charged and never given back"
+    with TemporaryDirectory(prefix="aimx-test-tls-") as folder:
+        certificates = Certificates(Path(folder), [DOMAIN])
+        certificates.ensure()
+        settings = Smtp.model_construct(**(Smtp().model_dump() | smtp))
+        store = AgentsOnly()
+        intake = RecordingIntake(store)
+        directory = Directory(store, (DOMAIN,), sign_in or SignIn(delay=0.01))
+        door = Door((DOMAIN,), settings, directory, intake, ByteBudget(settings.byte_budget))
+        server = Server(door, certificates.server_context())
+        node = Node(
+            server,
+            server.listen(bind(Endpoint("127.0.0.1", 0)), implicit_tls=False),
+            server.listen(bind(Endpoint("127.0.0.1", 0)), implicit_tls=True),
+            store,
+            intake,
+            directory,
+            certificates,
+        )
+        node.add("planner")
+        node.add("critic")
+        try:
+            yield node
+        finally:
+            await server.stop(0.5)
+            directory.close()
+            assert server.open_connections == 0, "a connection outlived the server"
+            assert node.budget.left == node.budget.limit, "octets were charged and never given back"
 
 
 class Wire:
