@@ -140,9 +140,10 @@ def run_soak(tmp_path, rounds):
         print(f"{rounds} × {len(attacks)} attacks, {bystander.turns} turns beside them, the slowest "
               f"{bystander.slowest:.2f} s; RSS after each round {sizes} KiB")  # fmt: skip
         assert bystander.slowest < 5
-        # The first round fills caches and the allocator; from then on nothing may pile up.
-        assert sizes[-1] - sizes[0] < 24 * 1024, sizes
-        assert sizes[-1] < 400 * 1024, sizes
+        # The first rounds fill SQLite's page caches (at most 32 MiB to write, 8 MiB a reader) and the allocator's
+        # arenas; from then on nothing may pile up.
+        assert sizes[-1] - sizes[len(sizes) // 2] < 32 * 1024, sizes
+        assert sizes[-1] < 300 * 1024, sizes
         assert node.aimx("audit", "verify").returncode == 0
         with node.smtp(hostile) as client:
             assert client.noop()[0] == 250
