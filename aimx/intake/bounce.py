@@ -104,7 +104,6 @@ class Bouncer:
         event = accepted(self._settings.node, message, octets, span, len(header) + len(octets.body), facts)
         terms = Terms(
             creation=context,
-            priority=0,
             now_ms=now_ms,
             deadline_ms=now_ms + int(self._settings.delivery.deadline * 1000),
             backoff=self._backoff,

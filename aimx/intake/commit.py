@@ -1,5 +1,6 @@
 """The accepting commit: message, first attempts and their events at once; the spans end with what it decided."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from typing import Any, NamedTuple
@@ -11,6 +12,8 @@ from aimx.intake.plan import First
 from aimx.store.contract import EventRow, NewMessage, Outcome, SpanRef, Store
 from aimx.telemetry.span import INTERNAL, Span
 from aimx.tlog.leaf import new_key
+
+log = logging.getLogger("aimx.intake")
 
 
 class Settled(NamedTuple):
@@ -78,6 +81,9 @@ async def commit(
         raise
     finally:
         append.end()
-    for outcome in outcomes:
-        address = outcome.target.address
-        firsts[address].end(attempts[address], outcome)
+    try:
+        for outcome in outcomes:
+            address = outcome.target.address
+            firsts[address].end(attempts[address], outcome)
+    except Exception:  # it is durable: whatever fails now must not make it a refusal
+        log.exception("spans of an accepted message are missing", extra={"eid": message.eid, "context": span.context})

@@ -54,7 +54,7 @@ class Octets(NamedTuple):
 
 
 class HeaderTooLarge(Exception):
-    """The header block alone does not fit into one part."""
+    """No empty line ends the header block within one part."""
 
 
 class Upload:
@@ -91,7 +91,8 @@ class Upload:
         data = self._take()
         if self._header is None:
             self._header, start = HeaderBlock.parse(data)
-            if start >= len(data):
+            if not self._header.separator:
+                # Where it ends is not known yet. A guess would let the rest pass as body, unread and unstripped.
                 raise HeaderTooLarge
             data = self._sample = data[start:]
         if data:

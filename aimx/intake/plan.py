@@ -44,7 +44,6 @@ class Terms:
     """What all targets of one message share. Times are Unix milliseconds."""
 
     creation: Context
-    priority: int
     now_ms: int
     deadline_ms: int
     backoff: Backoff
@@ -58,16 +57,19 @@ def plan(routes: Sequence[Route], parent: Span, terms: Terms) -> Plan:
     made = Plan({}, [])
     for route in routes:
         for landing in route.landings:
-            hop = _hop(landing, parent, spans, made.hops, terms)
+            priority = route.priority or 0
+            hop = _hop(landing, parent, spans, made.hops, terms, priority)
             if landing.address not in made.firsts:
-                made.firsts[landing.address] = first(landing.address, route.recipient, landing.queue, hop, terms)
+                made.firsts[landing.address] = first(
+                    landing.address, route.recipient, landing.queue, hop, terms, priority
+                )
     for span in spans.values():
         span.set("aimx.hop.count", len(made.hops))
         span.end()
     return made
 
 
-def first(address: str, original: str, queue: str, parent: Span, terms: Terms) -> First:
+def first(address: str, original: str, queue: str, parent: Span, terms: Terms, priority: int = 0) -> First:
     """The first attempt at one mailbox."""
     enqueue = parent.child(f"enqueue {queue}", PRODUCER, attributes={"messaging.destination.name": queue})
     deliver = parent.child(
@@ -79,14 +81,21 @@ def first(address: str, original: str, queue: str, parent: Span, terms: Terms) -
         span=SpanRef(enqueue.trace_id, enqueue.span_id),
         attempt=SpanRef(deliver.trace_id, deliver.span_id),
         queue=queue,
-        priority=terms.priority,
+        priority=priority,
         next_ms=terms.now_ms + terms.backoff.delay_ms(1),
         deadline_ms=terms.deadline_ms,
     )
     return First(target, enqueue, deliver)
 
 
-def _hop(landing: Landing, parent: Span, spans: dict[tuple[Step, ...], Span], hops: list[Hop], terms: Terms) -> Span:
+def _hop(
+    landing: Landing,
+    parent: Span,
+    spans: dict[tuple[Step, ...], Span],
+    hops: list[Hop],
+    terms: Terms,
+    priority: int,
+) -> Span:
     """The span of the landing's last step. A list of fifty takes one hop, and stamps one line on one shared body."""
     path: tuple[Step, ...] = ()
     for step in landing.steps:
@@ -97,7 +106,7 @@ def _hop(landing: Landing, parent: Span, spans: dict[tuple[Step, ...], Span], ho
             attributes: Attributes = {
                 "aimx.route.rule": step.rule,
                 "aimx.route.decision": step.decision,
-                "aimx.priority": terms.priority,
+                "aimx.priority": priority,
                 "aimx.hop.index": len(path),
             }
             if step.decision in ("pool", "list"):

@@ -6,10 +6,10 @@ Strip-then-stamp is what makes them worth believing: whatever a reader finds und
 from collections.abc import Sequence
 
 from aimx.message import stamp
-from aimx.message.header import HeaderBlock
+from aimx.message.header import Field, HeaderBlock, decode_text
 from aimx.telemetry.context import Context, Hop, hop_line, is_context_header, write
 
-_OURS = frozenset({b"return-path", b"delivered-to"})
+_OURS = frozenset({b"return-path", b"delivered-to", b"x-agent-id"})
 
 
 def agent_id(address: str, domains: Sequence[str]) -> str:
@@ -26,12 +26,11 @@ def claims_another(header: HeaderBlock, address: str, domains: Sequence[str]) ->
 
 def strip(header: HeaderBlock, domains: Sequence[str], *, context: bool) -> None:
     """Take out what only AIMX may write; `context` also takes out trace headers that cannot be continued."""
-    verdicts = [line for line in header.raw_fields("Authentication-Results") if _speaks_for(line, domains)]
     header.strip(lambda name: name.startswith(b"aimx-") or name in _OURS or (context and is_context_header(name)))
-    if verdicts:
+    if "Authentication-Results" in header:
         # RFC 8601 §5: results that claim to be ours and are not must go, others' may stay.
-        header.fields = [field for field in header.fields if field.raw not in verdicts]
-        header.strip(lambda name: False)
+        kept = [field for field in header.fields if not _is_our_verdict(field, domains)]
+        header.replace(kept)
 
 
 def stamp_accepted(
@@ -50,11 +49,11 @@ def stamp_accepted(
     lines = [f"Return-Path: <{sender}>\r\n".encode(), f"AIMX-ID: {eid}\r\n".encode()]
     lines += [hop_line(hop) for hop in reversed(hops)]
     lines.append(received)
-    if "X-Agent-ID" not in header and agent:
-        lines.append(stamp.line("X-Agent-ID", agent))
+    lines.append(stamp.line("X-Agent-ID", agent))
     if context is not None:
         lines += write(context)
     if message_id is not None:
+        header.strip(lambda name: name == b"message-id")  # an empty one
         lines.append(f"Message-ID: {message_id}\r\n".encode())
     if date_ms is not None:
         lines.append(stamp.line("Date", stamp.date(date_ms)))
@@ -69,6 +68,29 @@ def stamp_appended(header: HeaderBlock, eid: str) -> bytes:
     return header.to_bytes()
 
 
-def _speaks_for(line: bytes, domains: Sequence[str]) -> bool:
-    value = line.partition(b":")[2].decode("ascii", "replace").split(";")[0].split()
-    return bool(value) and value[0].strip().lower() in domains
+def _is_our_verdict(field: Field, domains: Sequence[str]) -> bool:
+    return field.name == b"authentication-results" and _authserv_id(decode_text(field.value)) in domains
+
+
+def _authserv_id(value: str) -> str:
+    """Who speaks in an Authentication-Results field (RFC 8601 §2.2): its first word, comments and quotes undone."""
+    plain: list[str] = []
+    depth, quoted, at = 0, False, 0
+    while at < len(value):
+        char = value[at]
+        at += 1
+        if char == "\\":
+            char = value[at : at + 1]
+            at += 1
+        elif char == '"' and not depth:
+            quoted = not quoted
+            continue
+        elif not quoted and char in "()":
+            depth = max(0, depth + (1 if char == "(" else -1))
+            char = " "
+        elif char == ";" and not depth and not quoted:
+            break
+        if not depth:
+            plain.append(char)
+    words = "".join(plain).split()
+    return words[0].lower().rstrip(".") if words else ""

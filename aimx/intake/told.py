@@ -1,5 +1,6 @@
 """What a message says about itself, read once from its header block."""
 
+import re
 from dataclasses import dataclass
 
 from aimx.message import identifier
@@ -11,6 +12,8 @@ MAX_TEXT = 998
 MAX_REFERENCES = 32
 """Of References, the last so many are looked up."""
 
+_PRIORITY = re.compile(r"-?[0-9]", re.ASCII)
+_CUSTOMARY = re.compile(r"([1-5])\b", re.ASCII)  # "1 (Highest)"
 _X_PRIORITY = {"1": 4, "2": 2, "3": 0, "4": -2, "5": -4}
 
 
@@ -31,11 +34,10 @@ class Told:
 
 def tell(header: HeaderBlock, asked_priority: int | None = None) -> Told:
     """`asked_priority` is the MT-PRIORITY parameter of MAIL; it goes before the headers."""
-    ids = identifier.message_ids(header.get("Message-ID"))
     replied = identifier.message_ids(header.get("In-Reply-To"))
     content_type = (header.get("Content-Type") or "").partition(";")[0].strip().lower()
     return Told(
-        message_id=ids[0] if ids else None,
+        message_id=_own_id(header.get("Message-ID")),
         in_reply_to=replied[0] if replied else None,
         references=identifier.message_ids(header.get("References"))[-MAX_REFERENCES:],
         workflow=(header.get("X-Workflow-ID") or "").strip()[:MAX_TEXT] or None,
@@ -49,6 +51,13 @@ def tell(header: HeaderBlock, asked_priority: int | None = None) -> Told:
 def _asked(header: HeaderBlock) -> int:
     """`MT-Priority` (RFC 6758 §4), else the customary `X-Priority` (1 highest to 5 lowest)."""
     asked = (header.get("MT-Priority") or "").strip()
-    if len(asked) <= 2 and asked.removeprefix("-").isascii() and asked.removeprefix("-").isdigit():
+    if _PRIORITY.fullmatch(asked):
         return int(asked)
-    return _X_PRIORITY.get((header.get("X-Priority") or "").strip()[:1], 0)
+    customary = _CUSTOMARY.match(header.get("X-Priority") or "")
+    return _X_PRIORITY[customary[1]] if customary else 0
+
+
+def _own_id(value: str | None) -> str | None:
+    """The id between angle brackets; of a field without any, its text: a message has one Message-ID, however odd."""
+    ids = identifier.message_ids(value)
+    return ids[0] if ids else (value or "")[:MAX_TEXT] or None

@@ -88,6 +88,11 @@ class HeaderBlock:
         """Text of every field of that name, in order."""
         return [text(self.fields[i].value) for i in self._by_name().get(name.lower().encode(), ())]
 
+    def structured(self, name: str) -> list[str]:
+        """As `get_all`, but RFC 2047 words stand as they came: a field with a grammar, such as From, is taken apart
+        before its words are decoded (RFC 2047 §5), else a word could hold an address or a comment."""
+        return [_unfolded(self.fields[i].value) for i in self._by_name().get(name.lower().encode(), ())]
+
     def count(self, name: str) -> int:
         return len(self._by_name().get(name.lower().encode(), ()))
 
@@ -108,6 +113,11 @@ class HeaderBlock:
             self.fields = [field for field in self.fields if id(field) not in gone]
             self._index = None
         return taken
+
+    def replace(self, fields: list[Field]) -> None:
+        """Keep these fields only."""
+        self.fields = fields
+        self._index = None
 
     def prepend(self, lines: Iterable[bytes]) -> None:
         """Put whole lines (name, colon, value, CRLF; already folded) on top, the first of them topmost."""
@@ -140,14 +150,22 @@ def text(value: bytes) -> str:
 
     NUL becomes U+FFFD, since neither people nor SQL text columns take it.
     """
+    plain = _unfolded(value)
+    if "=?" in plain:
+        plain = _WORD.sub(_decode_word, _GAP.sub(r"\1", plain))
+        plain = _without_nul(plain)  # a word may hold one
+    return plain.strip(" \t\r\n")
+
+
+def _unfolded(value: bytes) -> str:
     plain = decode_text(value)
     if "\n" in plain:
         plain = _FOLD.sub("", plain)
-    if "=?" in plain:
-        plain = _WORD.sub(_decode_word, _GAP.sub(r"\1", plain))
-    if "\0" in plain:
-        plain = plain.replace("\0", "\ufffd")
-    return plain.strip(" \t\r\n")
+    return _without_nul(plain).strip(" \t\r\n")
+
+
+def _without_nul(plain: str) -> str:
+    return plain.replace("\0", "\ufffd") if "\0" in plain else plain
 
 
 def decode_text(value: bytes, charset: str = "utf-8") -> str:

@@ -26,8 +26,10 @@ class Candidate:
 
     sender: str
     recipients: tuple[str, ...]
+    """Final ones, after routing, in order of the alphabet, as in `Past`."""
     payload: bytes
     template: bytes
+    """Empty where it was not made."""
     depth: int
     t_ms: int
     workflow: str | None
@@ -103,8 +105,11 @@ def _repeats(message: Candidate, past: tuple[Past, ...]) -> int:
 
 
 def _alternations(message: Candidate, past: tuple[Past, ...]) -> int:
-    """How many times the pair has already taken turns, ending with this message, each side saying the same again."""
-    if len(message.recipients) != 1:
+    """How many times the pair has already taken turns, ending with this message, each side saying the same again.
+
+    A chain's first message has no template: it is a turn whatever it said, for the others follow it.
+    """
+    if len(message.recipients) != 1 or not message.template:
         return 0
     pair = {message.sender, message.recipients[0]}
     said: dict[str, bytes] = {message.sender: message.template}
@@ -112,7 +117,9 @@ def _alternations(message: Candidate, past: tuple[Past, ...]) -> int:
     for earlier in past:
         if len(earlier.recipients) != 1 or {earlier.sender, earlier.recipients[0]} != pair:
             continue
-        if earlier.sender == turn or said.setdefault(earlier.sender, earlier.template) != earlier.template:
+        if earlier.sender == turn:
+            break
+        if earlier.template and said.setdefault(earlier.sender, earlier.template) != earlier.template:
             break
         turn = earlier.sender
         run += 1

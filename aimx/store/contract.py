@@ -304,6 +304,7 @@ class Ancestor:
 class Past:
     sender: str
     recipients: tuple[str, ...]
+    """Final addresses, sorted."""
     payload: bytes
     template: bytes
     depth: int

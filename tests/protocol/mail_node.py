@@ -3,6 +3,8 @@
 Tests talk to it as clients do (SMTP by aiosmtplib over TLS) and look at what it kept through its own store.
 """
 
+import asyncio
+import imaplib
 import os
 import ssl
 import time
@@ -80,6 +82,18 @@ class MailNode:
         row = (await self.inbox(agent))[index]
         assert row.header is not None
         return HeaderBlock.parse(row.header)[0]
+
+    async def append(self, agent: str, folder: str, message: bytes) -> None:
+        """As a mail client files a copy over IMAP."""
+
+        def talk() -> None:
+            host, port = self.ready.imaps.rsplit(":", 1)
+            with imaplib.IMAP4_SSL(host, int(port), ssl_context=self.tls()) as client:
+                client.login(address(agent), PASSWORD)
+                answer, _ = client.append(folder, "", "", message)
+                assert answer == "OK"
+
+        await asyncio.to_thread(talk)
 
     async def ack(self, agent: str) -> None:
         """Acknowledge everything in the INBOX."""

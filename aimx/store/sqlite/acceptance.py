@@ -314,7 +314,7 @@ class _Lot:
                     first_ms,
                     message.t_ms,
                     message.sender,
-                    recipients,
+                    as_json(sorted({target.address for target in targets})),
                     message.payload,
                     message.template,
                     message.depth,

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from aimx.store.contract import Ancestor, Lineage, Located, MessageFilter, MessageRecord, Past, SpanRef
 from aimx.store.sqlite import flags
+from aimx.store.sqlite.acceptance import FILED
 
 _RECORD = (
     "SELECT m.eid, m.t_ms, m.sender, m.agent, m.recipients, m.delivered_to, m.message_id, m.in_reply_to, m.subject,"
@@ -103,7 +104,11 @@ _BEARERS = (
     f"SELECT id FROM (SELECT id FROM message WHERE message_id = ?2 ORDER BY id DESC LIMIT {_SAME_ID}) UNION"  # noqa: S608
     f" SELECT id FROM (SELECT id FROM message WHERE message_id = ?2 ORDER BY id LIMIT {_SAME_ID})"
 )
-_BORNE = f"SELECT max(message) FROM party WHERE address = ?1 AND message IN ({_BEARERS})"  # noqa: S608
+# What a client filed by APPEND knows less of its conversation than what was sent or delivered: it comes last.
+_BORNE = (
+    f"SELECT message FROM party WHERE address = ?1 AND message IN ({_BEARERS})"  # noqa: S608
+    f" ORDER BY role = {FILED}, message DESC LIMIT 1"
+)
 _NAMED = f"{_ANCESTOR} message m WHERE m.id = ({_BORNE})"
 _NEWEST = "SELECT max(message) FROM party WHERE address = ?1 AND trace = ?2 AND role = 3"
 _TRACED = f"{_ANCESTOR} message m WHERE m.id = ({_NEWEST})"

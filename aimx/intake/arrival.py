@@ -1,0 +1,101 @@
+"""One message on its way in, and the span of its transaction."""
+
+from dataclasses import dataclass
+
+from aimx.intake import stamp
+from aimx.intake.envelope import Envelope, Octets, Reply
+from aimx.intake.told import Told
+from aimx.store.contract import Lineage, SpanRef
+from aimx.telemetry import metrics
+from aimx.telemetry.context import Choice, Context, Source
+from aimx.telemetry.span import SERVER, Span, Tracer
+
+REJECTED = metrics.counter("aimx.messages.rejected")  # by enhanced code
+CONTEXTS = metrics.counter("aimx.context.extracted")
+
+
+@dataclass(slots=True)
+class Arrival:
+    """What is known of a message once it was read."""
+
+    eid: str
+    now_ms: int
+    octets: Octets
+    told: Told
+    lineage: Lineage
+    choice: Choice
+    span: Span
+    said: bytes
+    """The payload, its transfer encoding undone."""
+    payload: bytes
+    """Its hash."""
+    depth: int
+    template: bytes = b""
+    """The payload's hash but for numbers, times and ids; empty where it cannot matter (see `guard`)."""
+
+    @property
+    def creation(self) -> Context:
+        """The sender's own context where it may stand, else the one this node stamps: its receiving span."""
+        own = self.choice.context if self.choice.source is Source.HEADER else None
+        return own or self.span.context
+
+    @property
+    def loop_key(self) -> str:
+        return self.lineage.loop_key or self.told.workflow or self.creation.trace_id.hex()
+
+
+def ref(context: Context) -> SpanRef:
+    return SpanRef(context.trace_id, context.span_id)
+
+
+def receive(
+    tracer: Tracer, envelope: Envelope, domains: tuple[str, ...], choice: Choice | None = None, told: Told | None = None
+) -> Span:
+    """`smtp receive`, begun when MAIL came. Without `told`: nothing of the message was read."""
+    span = tracer.start(
+        "smtp receive",
+        SERVER,
+        choice.context if choice else None,
+        links=choice.links if choice else (),
+        start_ns=envelope.started_ns,
+    )
+    agent = stamp.agent_id(envelope.agent, domains)
+    span.attributes |= {
+        "messaging.system": "aimx",
+        "gen_ai.agent.id": agent,
+        "aimx.agent.id": agent,
+        "aimx.context.trusted": True,
+    }
+    if choice is not None:
+        span.set("aimx.context.source", choice.source.value)
+        CONTEXTS.labels(choice.source.value, "true").add()
+    if told is None:
+        return span
+    if not isinstance(told.context, Context) and told.context.reason != "absent":
+        span.set("aimx.context.invalid", told.context.reason)
+    if told.message_id is not None:
+        span.set("messaging.message.id", told.message_id)
+    if told.workflow is not None:
+        span.attributes |= {
+            "messaging.message.conversation_id": told.workflow,
+            "gen_ai.conversation.id": told.workflow,
+            "aimx.workflow.id": told.workflow,
+        }
+    return span
+
+
+def replied(span: Span, envelope: Envelope, reply: Reply) -> None:
+    """The transaction is over: what the door saw, and what it answers."""
+    for name, t_ns, attributes in envelope.events:
+        span.event(name, attributes, t_ns)
+    span.attributes |= {
+        "tls.protocol.version": envelope.tls,
+        "messaging.message.envelope.size": envelope.upload.size,
+        "messaging.batch.message_count": len(envelope.recipients),
+        "smtp.response.status_code": reply.code,
+        "smtp.response.enhanced_code": reply.enhanced,
+    }
+    if not reply.accepted:
+        span.error(reply.enhanced)
+        REJECTED.labels(reply.enhanced).add()
+    span.end()

@@ -1,0 +1,67 @@
+"""The loop guard at the door: what it sees of a message, and what its verdict becomes."""
+
+from collections.abc import Sequence
+
+from aimx.audit import events
+from aimx.config import Settings
+from aimx.intake.arrival import Arrival, ref
+from aimx.intake.envelope import Envelope, Reply
+from aimx.intake.refusal import Refused, facts
+from aimx.message import fingerprint
+from aimx.routing import loop
+from aimx.routing.table import Route
+from aimx.telemetry import metrics
+
+LOOPS = metrics.counter("aimx.loops.detected")
+DEPTH = metrics.histogram("aimx.depth")
+
+
+def guard(settings: Settings, envelope: Envelope, arrival: Arrival, routes: Sequence[Route]) -> loop.Verdict:
+    """Pass or warn; raises Refused. Sets `arrival.template`."""
+    limits = loop.limits_for(settings, envelope.agent, arrival.told.workflow)
+    finals = tuple(sorted({landing.address for route in routes for landing in route.landings}))
+    # The template is the dearest thing here, so it is made only where two take turns: not for the first message of
+    # its chain (`loop` lets it count, whatever it said), nor for one that goes to several.
+    if len(finals) == 1 and arrival.lineage.count and limits.max_alternations:
+        arrival.template = fingerprint.template_hash(arrival.said)
+    candidate = loop.Candidate(
+        sender=envelope.agent,
+        recipients=finals,
+        payload=arrival.payload,
+        template=arrival.template,
+        depth=arrival.depth,
+        t_ms=arrival.now_ms,
+        workflow=arrival.told.workflow,
+    )
+    verdict = loop.judge(candidate, arrival.lineage, limits)
+    arrival.span.set("aimx.depth", arrival.depth)
+    DEPTH.labels().record(arrival.depth)
+    if verdict.rule is not None:
+        _say(arrival, verdict)
+    if verdict.kind == "refuse":
+        raise _refused(settings.node, envelope, arrival, verdict)
+    return verdict
+
+
+def _say(arrival: Arrival, verdict: loop.Verdict) -> None:
+    assert verdict.rule is not None
+    arrival.span.set("aimx.loop.detected", True)
+    arrival.span.event(
+        "loop.refused" if verdict.kind == "refuse" else "loop.warned",
+        {"aimx.loop.rule": verdict.rule, "aimx.loop.count": verdict.count, "aimx.loop.limit": verdict.limit},
+    )
+    LOOPS.labels(verdict.rule, verdict.kind).add()
+
+
+def _refused(node: str, envelope: Envelope, arrival: Arrival, verdict: loop.Verdict) -> Refused:
+    assert verdict.rule is not None
+    row = events.loop_refused(
+        events.Stamp(node, arrival.now_ms, ref(arrival.span.context), envelope.agent),
+        rule=verdict.rule,
+        count=verdict.count,
+        by=envelope.agent,
+        loop=arrival.loop_key,
+        recipients=envelope.recipients,
+        facts=facts(envelope, arrival, verdict.rule, Reply(554, "5.4.6", verdict.text)),
+    )
+    return Refused(Reply(554, "5.4.6", f"loop refused: {verdict.text}"), f"loop.{verdict.rule}", row)

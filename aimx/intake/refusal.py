@@ -1,0 +1,72 @@
+"""What may not come in: the refusal, its reasons and its event."""
+
+from typing import Any
+
+from aimx.audit import events
+from aimx.identity.sender import header_refusal
+from aimx.intake import stamp
+from aimx.intake.arrival import Arrival, ref
+from aimx.intake.envelope import Envelope, Reply
+from aimx.message.header import HeaderBlock
+from aimx.routing.table import Route
+from aimx.store.contract import EventRow
+from aimx.telemetry.span import INTERNAL, Span
+
+
+class Refused(Exception):
+    """The message may not come in. `rule` is of low cardinality; `row` an event other than `message.rejected`."""
+
+    def __init__(self, reply: Reply, rule: str, row: EventRow | None = None) -> None:
+        self.reply = reply
+        self.rule = rule
+        self.row = row
+
+
+def check_sender(header: HeaderBlock, agent: str, domains: tuple[str, ...]) -> None:
+    """An agent may send only as itself. Raises Refused."""
+    for field in ("From", "Sender"):
+        refusal = header_refusal(field, header.structured(field), agent)
+        if refusal is not None:
+            raise Refused(Reply(550, "5.7.1", refusal), "sender")
+    if stamp.claims_another(header, agent, domains):
+        own = stamp.agent_id(agent, domains)
+        raise Refused(Reply(550, "5.7.1", f"X-Agent-ID must be {own} or left out; you are {agent}"), "agent-id")
+
+
+def by_route(route: Route, span: Span) -> Refused:
+    """One recipient's refusal, with the span of the rule that made it."""
+    assert route.refusal is not None
+    status = "5.1.1" if route.unknown else "5.7.1"
+    rule = route.refusal.rule
+    hop = span.child(f"route {rule}", INTERNAL, attributes={"aimx.route.rule": rule, "aimx.route.decision": "refuse"})
+    hop.error(status)
+    hop.end()
+    return Refused(Reply(550, status, f"<{route.recipient}>: {route.refusal.target}; nobody got it"), rule)
+
+
+def event(node: str, envelope: Envelope, arrival: Arrival, refused: Refused) -> EventRow:
+    """What the log says of a refusal for good."""
+    reply = refused.reply
+    return refused.row or events.message_rejected(
+        events.Stamp(node, arrival.now_ms, ref(arrival.span.context), envelope.agent),
+        code=reply.code,
+        status=reply.enhanced,
+        by=envelope.agent,
+        recipients=envelope.recipients,
+        facts=facts(envelope, arrival, refused.rule, reply),
+    )
+
+
+def facts(envelope: Envelope, arrival: Arrival, rule: str, reply: Reply) -> dict[str, Any]:
+    """For the timeline."""
+    return {
+        "sender": envelope.sender,
+        "recipients": list(envelope.recipients),
+        "rule": rule,
+        "text": reply.text,
+        "reply": f"{reply.code} {reply.enhanced}",
+        "depth": arrival.depth,
+        "workflow": arrival.told.workflow,
+        "message_id": arrival.told.message_id,
+        "in_reply_to": arrival.told.in_reply_to,
+    }
