@@ -188,8 +188,7 @@ class Node:
             "imap": imap_server.listen(bound["imap"], implicit_tls=False),
             "imaps": imap_server.listen(bound["imaps"], implicit_tls=True),
         }
-        self._stack.push_async_callback(imap_server.stop, GRACE)
-        self._stack.push_async_callback(smtp_server.stop, GRACE)
+        self._stack.push_async_callback(_stop_doors, smtp_server, imap_server)
         metrics.observe("aimx.smtp.sessions", lambda: [((), smtp_server.open_connections)])
         self._ticking = [
             asyncio.create_task(self._look(intake, store, certificates), name="aimx-reload"),
@@ -363,6 +362,11 @@ async def serve_http(context: SidecarContext, tls: Any, listener: socket.socket)
 async def _stop_http(http: _Http, serving: asyncio.Task[None]) -> None:
     http.should_exit = True
     await asyncio.wait([serving], timeout=GRACE)
+
+
+async def _stop_doors(*servers: smtp.Server | imap.Server) -> None:
+    """All at once: each may need all of the grace."""
+    await asyncio.gather(*(server.stop(GRACE) for server in servers))
 
 
 async def _measure(store: SqliteStore) -> None:

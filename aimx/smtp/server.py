@@ -326,6 +326,7 @@ class Server:
         self.stopping = False
         self._listeners: list[tuple[socket.socket, asyncio.Task[None]]] = []
         self._connections: set[SMTP] = set()
+        self._opening: set[socket.socket] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._by_address: Counter[str] = Counter()
         self._strangers: Counter[str] = Counter()
@@ -354,6 +355,10 @@ class Server:
         self._listeners.clear()
         for connection in list(self._connections):
             connection.leave()
+        for opening in self._opening:
+            # Nothing is in hand before the handshake is done: who has not ended it by now is not waited for.
+            with contextlib.suppress(OSError):
+                opening.shutdown(socket.SHUT_RDWR)
         await self._wait_until_gone(grace)
         for connection in list(self._connections):
             connection.abort()
@@ -417,6 +422,7 @@ class Server:
         return self._by_address[host] >= limit or self._strangers[host] >= max(1, limit // STRANGERS)
 
     async def _open(self, connection: SMTP, accepted: socket.socket, implicit_tls: bool) -> None:
+        self._opening.add(accepted)
         try:
             accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             await self.loop.connect_accepted_socket(
@@ -432,6 +438,8 @@ class Server:
             log.info(
                 "TLS failed", extra={"event": "tls.failed", "peer": str(connection.peer), "error": type(error).__name__}
             )
+        finally:
+            self._opening.discard(accepted)
 
 
 def bind(endpoint: Endpoint) -> socket.socket:
