@@ -2,7 +2,7 @@
 
 from aimx.delivery import attempt
 from aimx.delivery.transport import DELIVERED, Later, Never, Result
-from aimx.store.contract import Due, Placed, SpanRef, Store
+from aimx.store.contract import Due, EventRow, Outcome, Placed, SpanRef, Store
 from aimx.telemetry.span import Span
 
 
@@ -27,8 +27,12 @@ class MailboxTransport:
             next_ms=None if final else due.next_ms,
             span=ref,
         )
-        outcome = await self._store.place(due, ref, now_ms, lambda found: [attempt.event(self._node, this, found)])
-        attempt.end(span, this, outcome)
+
+        def witness(found: Outcome) -> list[EventRow]:
+            return [attempt.event(self._node, _with_end(this, found), found)]
+
+        outcome = await self._store.place(due, ref, now_ms, witness)
+        attempt.end(span, _with_end(this, outcome), outcome)
         if isinstance(outcome, Placed):
             return DELIVERED
         if outcome.reason == "no-mailbox":
@@ -36,3 +40,9 @@ class MailboxTransport:
         if outcome.reason == "quota":
             return Later(outcome.reason, "4.2.2", "the mailbox is full")
         return Later(outcome.reason, "4.2.1", "the agent has as many unacknowledged messages as it takes")
+
+
+def _with_end(this: attempt.Attempt, outcome: Outcome) -> attempt.Attempt:
+    """Where nobody is any more, there is no next attempt to announce."""
+    gone = not isinstance(outcome, Placed) and outcome.reason == "no-mailbox"
+    return this._replace(next_ms=None) if gone else this

@@ -24,7 +24,8 @@ LONGEST_SLEEP = 60.0
 """Seconds. A clock that jumps, or a row another process queued, is noticed after this at the latest."""
 AFTER_FAILURE = 1.0
 """Seconds to wait when the store cannot serve."""
-BATCH = 100
+AFTER_NOTHING = 0.05
+"""Seconds to wait when what was due turned out to be taken by another process."""
 
 Bounce = Callable[[Due, Never | Later, Span], Awaitable[None]]
 """Tell the sender (a DSN in the commit that settles the delivery). The span is the `dead-letter` one."""
@@ -49,7 +50,7 @@ class Queue:
         self._node = settings.node
         self._lease_ms = int(settings.delivery.lease * 1000)
         self._max_idle_ms = int(settings.trace.max_idle * 1000)
-        self._limit = asyncio.Semaphore(settings.delivery.concurrency)
+        self._slots = settings.delivery.concurrency
         self._wake = asyncio.Event()
         self._stopping = False
         self._unsubscribe: Callable[[], None] | None = None
@@ -75,40 +76,44 @@ class Queue:
         while not self._stopping:
             self._wake.clear()
             try:
-                if await self._work():
-                    continue
-                due_ms = await self._store.next_due()
+                until_ms = await self._work()
             except Unavailable:
                 await asyncio.sleep(AFTER_FAILURE)
-                continue
             except Exception:
                 log.exception("the queue could not be read")
                 await asyncio.sleep(AFTER_FAILURE)
-                continue
-            await self._sleep_until(due_ms)
+            else:
+                await self._sleep_until(until_ms)
 
-    async def _sleep_until(self, due_ms: int | None) -> None:
-        seconds = LONGEST_SLEEP if due_ms is None else min(LONGEST_SLEEP, max(0.0, due_ms / 1000 - time.time()))
+    async def _sleep_until(self, until_ms: int | None) -> None:
+        seconds = LONGEST_SLEEP if until_ms is None else min(LONGEST_SLEEP, max(0.0, until_ms / 1000 - time.time()))
         try:
             async with asyncio.timeout(seconds):
                 await self._wake.wait()
         except TimeoutError:
             pass
 
-    async def _work(self) -> bool:
-        """Take what is due and start its attempts. Whether there may be more."""
+    async def _work(self) -> int | None:
+        """Start the attempts of what is due. When to look again (Unix milliseconds), if nothing wakes us before.
+
+        No more is taken than can be begun at once: what waits here would hold up what is more urgent.
+        """
+        free = self._slots - len(self._working)
+        if free < max(1, self._slots // 2):
+            return None  # an attempt that ends will wake us
+        due_ms = await self._store.next_due()
         now_ms = time.time_ns() // 1_000_000
-        found = await self._store.claim(now_ms, BATCH, self._node, self._lease_ms, self._backoff.delay_ms)
+        if due_ms is None or due_ms > now_ms:
+            return due_ms
+        found = await self._store.claim(now_ms, free, self._node, self._lease_ms, self._backoff.delay_ms)
         for due in found:
-            await self._limit.acquire()
             task = asyncio.create_task(self._attempt(due))
             self._working.add(task)
             task.add_done_callback(self._done)
-        return len(found) == BATCH
+        return now_ms if found else now_ms + int(AFTER_NOTHING * 1000)
 
     def _done(self, task: asyncio.Task[None]) -> None:
         self._working.discard(task)
-        self._limit.release()
         self._wake.set()
 
     async def _attempt(self, due: Due) -> None:
