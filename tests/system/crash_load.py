@@ -86,10 +86,11 @@ class Submitter(threading.Thread):
             + filling
             * self._random.choice((1, 10, 30, 300))
         )
-        for code, answer in (client.mail(self._who.address), *map(client.rcpt, to)):
-            assert code == 250, (code, answer)
-        client.putcmd("data")
-        assert client.getreply()[0] == 354
+        for command in (f"MAIL FROM:<{self._who.address}>", *(f"RCPT TO:<{one}>" for one in to), "DATA"):
+            code, answer = client.docmd(command)
+            if code in (-1, 421):
+                raise smtplib.SMTPServerDisconnected
+            assert code == (354 if command == "DATA" else 250), (code, answer)
         try:
             client.send(text.encode() + b".\r\n")
             code, answer = client.getreply()

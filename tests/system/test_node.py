@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import smtplib
 import socket
 import ssl
 import stat
@@ -196,14 +197,16 @@ def test_logs_are_json_and_hold_no_secrets(tmp_path):
 
 
 def test_a_log_line_about_a_message_carries_its_trace(tmp_path):
-    node = NodeProcess(tmp_path)
+    node = NodeProcess(tmp_path, "[[route]]\nname = 'closed'\nrefuse = 'closed'\n")
     trace_id = "0af7651916cd43dd8448eb211c80319c"
     with node:
         planner, critic = node.add_agent("planner"), node.add_agent("critic")
-        with node.smtp(planner) as client:
-            text = f"From: {planner.address}\r\ntraceparent: 00-{trace_id}-b7ad6b7169203331-01\r\n\r\nhello\r\n"
+        text = f"From: {planner.address}\r\ntraceparent: 00-{trace_id}-b7ad6b7169203331-01\r\n\r\nhello\r\n"
+        with node.smtp(planner) as client, pytest.raises(smtplib.SMTPDataError):
             client.sendmail(planner.address, [critic.address], text)
-    assert [line for line in node.lines() if line.get("trace_id") == trace_id], node.tail()
+    (line,) = [line for line in node.lines() if line.get("trace_id") == trace_id]
+    assert line["event"] == "message.refused"
+    assert re.fullmatch("[0-9a-f]{16}", line["span_id"])
 
 
 # ── rules ────────────────────────────────────────────────────────────────────────────────────────────────────────────
