@@ -7,7 +7,7 @@ flags. `load` raises `SettingError` with one line that names the setting and say
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -71,7 +71,7 @@ def _domain(value: str) -> str:
 
 
 Address = Annotated[Endpoint, BeforeValidator(_endpoint)]
-Seconds = Annotated[float, BeforeValidator(_duration), Field(gt=0)]
+Seconds = Annotated[float, BeforeValidator(_duration), Field(gt=0, le=100 * 365 * 86400.0, allow_inf_nan=False)]
 """A duration in seconds; in text `500ms`, `30s`, `15m`, `4h`, `2d`."""
 GroupName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._+-]{0,63}$")]
 DomainName = Annotated[str, AfterValidator(_domain)]
@@ -145,7 +145,7 @@ class Delivery(_Section):
     """Retry: delay(n) = min(max_delay, first_delay · factor^(n-1)) · (1 ± jitter), until the deadline."""
 
     first_delay: Seconds = 1.0
-    factor: float = Field(2.0, ge=1)
+    factor: float = Field(2.0, ge=1, allow_inf_nan=False)
     max_delay: Seconds = 900.0
     jitter: float = Field(0.2, ge=0, lt=1)
     deadline: Seconds = Field(2 * 86400.0, description="after which the sender gets a DSN")
@@ -195,7 +195,7 @@ class Rule(_Section):
 class Group(_Section):
     """The members of a pool or a list: agents' addresses or bare names of the default domain."""
 
-    members: list[str] = Field(min_length=1)
+    members: list[Annotated[str, Field(min_length=1)]] = Field(min_length=1)
 
 
 class Settings(_Section):
@@ -224,6 +224,8 @@ class Settings(_Section):
     @model_validator(mode="after")
     def _targets_exist(self) -> "Settings":
         groups = {"pool": self.pools, "list": self.lists}
+        for name in self.pools.keys() & self.lists.keys():
+            raise ValueError(f"pool {name!r} and list {name!r} have one name; rename one, or its mail would be guessed")
         for rule in self.routes:
             kind, _, name = (rule.to or "").partition(":")
             if name not in groups.get(kind, name):
@@ -253,7 +255,7 @@ def load(flags: Mapping[str, Any] | None = None, environ: Mapping[str, str] | No
     try:
         return Settings.model_validate(merged)
     except ValidationError as error:
-        raise SettingError(_explain(error)) from None
+        raise SettingError(_explain(error, given, env)) from None
 
 
 def _from_file(path: Path) -> dict[str, Any]:
@@ -262,7 +264,7 @@ def _from_file(path: Path) -> dict[str, Any]:
             return tomllib.load(file)
     except FileNotFoundError:
         raise SettingError(f"config: there is no file {str(path)!r}; create it or leave --config out") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise SettingError(f"config: {str(path)!r} is not valid TOML: {error}") from None
     except OSError as error:
         raise SettingError(f"config: {str(path)!r} cannot be read: {error.strerror}") from None
@@ -270,14 +272,16 @@ def _from_file(path: Path) -> dict[str, Any]:
 
 def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    for name, value in environ.items():
+    for name in sorted(environ):  # a section's own name comes before what is in it
         if not name.startswith(_PREFIX) or name in _NOT_SETTINGS:
             continue
         *sections, last = name.removeprefix(_PREFIX).lower().split("__")
         place = found
-        for section in sections:
+        for depth, section in enumerate(sections, 1):
             place = place.setdefault(section, {})
-        place[last] = value
+            if not isinstance(place, dict):
+                raise SettingError(_section(_variable(sections[:depth])))
+        place[last] = environ[name]
     return found
 
 
@@ -294,10 +298,58 @@ def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]
     return merged
 
 
-def _explain(error: ValidationError) -> str:
+# ── errors, in the user's words ──────────────────────────────────────────────────────────────────────────────────────
+
+_NOT_A_SECTION = frozenset({"model_type", "model_attributes_type", "dict_type"})
+
+
+def _explain(error: ValidationError, flags: Mapping[str, Any], env: Mapping[str, Any]) -> str:
     first = error.errors(include_url=False)[0]
-    name = ".".join(str(part) for part in first["loc"]) or "settings"
+    path = [part for part in first["loc"] if part != "[key]"]  # pydantic's mark for a wrong key
+    name = _spelled(path, flags, env)
     if first["type"] == "extra_forbidden":
         return f"{name}: there is no such setting; take it out or mend its spelling"
+    if first["type"] in _NOT_A_SECTION:
+        return _section(name)
+    if path == ["route"] and first["type"] == "list_type":
+        return f"{name}: write each rule under [[route]], with two brackets"
     message = first["msg"].removeprefix("Value error, ")
-    return f"{name}: {message[:1].lower()}{message[1:]}"
+    message = f"{message[:1].lower()}{message[1:]}"
+    return f"{name}: {message}" if name else message
+
+
+def _section(name: str) -> str:
+    return f"{name}: is a section; name the setting in it"
+
+
+def _spelled(path: Sequence[str | int], flags: Mapping[str, Any], env: Mapping[str, Any]) -> str:
+    """A setting as whoever set it wrote it: a flag, a variable, or its name in the file."""
+    if held := _held(path, flags):
+        flag = f"--{str(held[-1]).replace('_', '-')}"
+        return flag if len(held) == 1 else f"{flag} ({'.'.join(map(str, held))})"
+    if held := _held(path, env):
+        return _variable(held)
+    name = ""
+    for part in path:
+        if isinstance(part, int):
+            name = f"[[route]] {part + 1}" if name == "route" else f"{name} {part + 1}"
+        else:
+            quoted = part if re.fullmatch(r"[A-Za-z0-9_-]+", part) else f'"{part}"'
+            name += f"{', ' if name.startswith('[[') else '.' if name else ''}{quoted}"
+    return name
+
+
+def _held(path: Sequence[str | int], source: Mapping[str, Any]) -> Sequence[str | int]:
+    """As much of the path as leads to a value of this source; empty when there is none."""
+    place: Any = source
+    for depth, part in enumerate(path):
+        if not isinstance(place, Mapping):
+            return path[:depth]
+        if part not in place:
+            return ()
+        place = place[part]
+    return path
+
+
+def _variable(path: Sequence[str | int]) -> str:
+    return _PREFIX + "__".join(map(str, path)).upper()
