@@ -220,7 +220,7 @@ class Scanner:
         # The line end before a delimiter belongs to it (RFC 2046 §5.1.1).
         self._count(line)
         stop = line - (2 if self._buffer[line - 2 : line] == b"\r\n" else 1)
-        if self._head is not None:
+        while self._head is not None:
             self._header_ends(line, self._base + line)
         self._close(level + 1, self._base + stop, self._newlines - 1)
         self._head = None

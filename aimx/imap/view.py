@@ -67,7 +67,7 @@ class View:
                 # `*` is the largest UID, so `7:*` names it even when 7 is beyond (RFC 3501 §6.4.8).
                 top = self.uids[-1] if count else 0
                 low, high = (min(low, top) if high == STAR else low), min(high, top)
-                if low <= high:
+                if count and low <= high:
                     found.append((low, high))
                 continue
             if high != STAR and high > count:

@@ -106,7 +106,8 @@ async def test_mbsync_syncs_both_ways(here: World, tmp_path: Path) -> None:
     config = write(
         tmp_path / "mbsyncrc",
         f"IMAPStore far\nHost localhost\nPort {port}\nUser {ALICE}\nPass {PASSWORD}\nSSLType IMAPS\n"
-        f"CertificateFile {here.ca}\n\nMaildirStore near\nPath {maildir}/\nInbox {maildir}/INBOX\nSubFolders Verbatim\n\n"
+        f"CertificateFile {here.ca}\n\n"
+        f"MaildirStore near\nPath {maildir}/\nInbox {maildir}/INBOX\nSubFolders Verbatim\n\n"
         "Channel all\nFar :far:\nNear :near:\nPatterns *\nCreate Both\nExpunge Both\nSyncState *\n",
     )
     await run("mbsync", "-c", config, "-a", home=tmp_path)
@@ -137,7 +138,8 @@ async def test_mutt_saves_and_deletes(here: World, tmp_path: Path, program: str)
         "set confirmappend=no\nset delete=yes\nset quit=yes\nset move=no\nset wait_key=no\nset sort=mailbox-order\n"
         "set header_cache=\nset ssl_verify_host=no\n",
     )
-    push = "<first-entry><display-message><exit><save-message>=Archive<enter><next-entry><delete-message><sync-mailbox><quit>"
+    push = "<first-entry><display-message><exit><save-message>=Archive<enter>"
+    push += "<next-entry><delete-message><sync-mailbox><quit>"
     await run(program, "-n", "-F", config, "-e", f'push "{push}"', home=tmp_path, terminal=True)
     assert await subjects(here, b"Archive") == 1
     assert await subjects(here) < 3

@@ -7,7 +7,7 @@ import re
 import ssl
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
@@ -113,10 +113,8 @@ class Client:
 
     async def close(self) -> None:
         self.writer.close()
-        try:
+        with suppress(OSError, TimeoutError):
             await asyncio.wait_for(self.writer.wait_closed(), 1)
-        except (OSError, TimeoutError):
-            pass
 
 
 class World:

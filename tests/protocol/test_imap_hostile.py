@@ -1,5 +1,5 @@
-"""Malformed and hostile input: whatever one client sends, it gets an answer or a goodbye, every other session goes on as
-if nothing had happened, and the server's memory is where it was.
+"""Malformed and hostile input: whatever one client sends, it gets an answer or a goodbye, every other session goes on
+as if nothing had happened, and the server's memory is where it was.
 """
 
 import asyncio
