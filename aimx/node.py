@@ -12,10 +12,12 @@ import logging
 import os
 import signal
 import socket
+import sqlite3
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +53,7 @@ from aimx.telemetry.span import Tracer
 log = logging.getLogger("aimx.node")
 
 GRACE = 4.0
-"""Seconds that clients' messages in hand have at a stop. All of a stop stays within ten."""
+"""Seconds that clients' messages in hand have at a stop, in all doors at once. All of a stop stays within ten."""
 FLUSH = 2.0
 """Seconds that the last spans have to reach the collector."""
 LOOK_EVERY = 1.0
@@ -62,6 +64,12 @@ MAIL_FILE = "mail.db"
 ADMIN_TOKEN = "admin.token"  # noqa: S105 — a file's name
 SECRET = "node.secret"  # noqa: S105
 READY = "ready.json"
+
+
+RELOADED = frozenset({"routes", "pools", "lists", "loop", "workflow", "agent", "domain"})
+"""Settings that a changed file changes at once; of `domain` only the limits, for names are in too many places."""
+
+Ending = Callable[[], Awaitable[object]]
 
 
 class CannotStart(Exception):
@@ -101,6 +109,8 @@ class Node:
         """To be used instead of the one that OTEL_* asks for."""
         self._stack = contextlib.AsyncExitStack()
         self._ticking: list[asyncio.Task[None]] = []
+        self._intake: Intake
+        self._store: SqliteStore
 
     async def start(self) -> Ready:
         """Bind everything and serve. Raises CannotStart; what had started by then is stopped again."""
@@ -114,6 +124,7 @@ class Node:
         """Finish what is in hand and let go, within ten seconds."""
         for task in self._ticking:
             task.cancel()
+        await asyncio.gather(*self._ticking, return_exceptions=True)
         await self._stack.aclose()
 
     # ── building ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -122,17 +133,23 @@ class Node:
         settings = self.settings
         folder = prepare(settings.data)
         self._stack.callback(os.close, lock(folder))
+        withdraw(folder / READY, settings.ready_file)  # an earlier life's, killed before it could
         self.first_start = not (folder / MAIL_FILE).exists()
-        certificates = Certificates(folder / "tls", settings.domains)
-        certificates.ensure()
         now_ms = time.time_ns() // 1_000_000
-        keys = load_or_create(folder, settings.domains[0], now_ms)
-        secret = tokens.node_secret(folder / SECRET)
-        admin = tokens.admin_token(folder / ADMIN_TOKEN)
+        with needed(folder / "tls"):
+            certificates = Certificates(folder / "tls", settings.domains)
+            certificates.ensure()
+        with needed(folder / "keys"):
+            keys = load_or_create(folder, settings.domains[0], now_ms)
+        with needed(folder / SECRET):
+            secret = tokens.node_secret(folder / SECRET)
+        with needed(folder / ADMIN_TOKEN):
+            admin = tokens.admin_token(folder / ADMIN_TOKEN)
 
         tracer = self.tracer or self._open_telemetry()
-        store = SqliteStore(folder / MAIL_FILE, settings.node)
-        await store.open()
+        store = self._store = SqliteStore(folder / MAIL_FILE, settings.node)
+        with needed(folder / MAIL_FILE):
+            await store.open()
         self._stack.push_async_callback(store.close)
         sequencer = Sequencer(
             store,
@@ -149,7 +166,7 @@ class Node:
 
         directory = Directory(store, settings.domains, settings.sign_in, secret=secret)
         self._stack.callback(directory.close)
-        intake = Intake(
+        intake = self._intake = Intake(
             settings,
             store,
             directory,
@@ -163,7 +180,10 @@ class Node:
         queue.start()
         self._stack.push_async_callback(queue.stop)
 
-        bound = {name: bind(name, getattr(settings.listen, name)) for name in type(settings.listen).model_fields}
+        bound: dict[str, socket.socket] = {}
+        for name in type(settings.listen).model_fields:
+            bound[name] = bind(name, getattr(settings.listen, name))
+            self._stack.callback(bound[name].close)
         context = certificates.server_context()
         budget = ByteBudget(settings.smtp.byte_budget)
         smtp_server = smtp.Server(Door(settings.domains, settings.smtp, directory, intake, budget), context)
@@ -180,8 +200,10 @@ class Node:
             ready=lambda: self._problems(sequencer),
             tracer=tracer,
         )
+        doors: list[Ending] = []
+        self._stack.push_async_callback(together, doors)
         http, serving = await serve_http(sidecar, context, bound["http"])
-        self._stack.push_async_callback(_stop_http, http, serving)
+        doors.append(lambda: _stop_http(http, serving))
         addresses = {
             "smtp": smtp_server.listen(bound["smtp"], implicit_tls=False),
             "smtps": smtp_server.listen(bound["smtps"], implicit_tls=True),
@@ -191,7 +213,7 @@ class Node:
         self._stack.push_async_callback(_stop_doors, smtp_server, imap_server)
         metrics.observe("aimx.smtp.sessions", lambda: [((), smtp_server.open_connections)])
         self._ticking = [
-            asyncio.create_task(self._look(intake, store, certificates), name="aimx-reload"),
+            asyncio.create_task(self._look(certificates), name="aimx-reload"),
             asyncio.create_task(_measure(store), name="aimx-measure"),
         ]
         ready = Ready(
@@ -201,17 +223,15 @@ class Node:
             admin_token_file=str((folder / ADMIN_TOKEN).resolve()),
         )
         announce(ready, folder / READY, settings.ready_file)
-        self._stack.callback((folder / READY).unlink, missing_ok=True)
+        self._stack.callback(withdraw, folder / READY, settings.ready_file)
         return ready
 
     def _open_telemetry(self) -> Tracer:
         tracer = open_tracer()
         pump = open_metrics()
         close = getattr(tracer.sink, "close", None)
-        if pump is not None:
-            self._stack.push_async_callback(asyncio.to_thread, pump.close, FLUSH)
-        if close is not None:
-            self._stack.push_async_callback(asyncio.to_thread, close, FLUSH)
+        closing = [each for each in (close, pump.close if pump is not None else None) if each is not None]
+        self._stack.push_async_callback(together, [partial(asyncio.to_thread, each, FLUSH) for each in closing])
         return tracer
 
     def _problems(self, sequencer: Sequencer) -> list[str]:
@@ -222,7 +242,7 @@ class Node:
 
     # ── reloading ────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def _look(self, intake: Intake, store: SqliteStore, certificates: Certificates) -> None:
+    async def _look(self, certificates: Certificates) -> None:
         """Take changed rules and certificates into use. A bad file keeps what was there and says so."""
         path = self.settings.config
         seen = _modified(path)
@@ -233,23 +253,31 @@ class Node:
             if now == seen:
                 continue
             seen = now
-            await self._reload_rules(intake, store)
+            await self.reload_rules()
 
-    async def _reload_rules(self, intake: Intake, store: SqliteStore) -> None:
+    async def reload_rules(self) -> None:
+        """Read the settings again and take over `RELOADED` of them; the rest stays as it is until a restart."""
         if self._reload is None:
             return
         try:
-            settings = self._reload()
+            found = self._reload()
+            settings, waiting = taken_over(self.settings, found)
+            table = RoutingTable(settings)
         except SettingError as error:
             log.error("rules not reloaded, the old ones stay: %s", error, extra={"event": "rules.kept"})
             return
-        intake.settings, intake.table = settings, RoutingTable(settings)
+        except Exception:
+            log.exception("rules not reloaded, the old ones stay", extra={"event": "rules.kept"})
+            return
+        self._intake.settings, self._intake.table = settings, table
         log.info("rules reloaded: %d rules", len(settings.routes), extra={"event": "rules.reloaded"})
+        if waiting:
+            log.warning("changed too, but only a restart takes it over: %s", ", ".join(waiting))
         root = os.urandom(24)
         stamp = events.Stamp(self.settings.node, time.time_ns() // 1_000_000, SpanRef(root[:16], root[16:]), "admin")
         changed = events.config_changed(stamp, what="rules.reloaded", by="admin", subject="route")
         try:
-            await store.record([changed])
+            await self._store.record([changed])
         except StoreError:
             log.error("the reload of the rules could not be recorded", extra={"event": "rules.reloaded"})
 
@@ -311,13 +339,24 @@ def prepare(folder: Path) -> Path:
 
 def lock(folder: Path) -> int:
     """One node a folder. The lock goes with the process, however it ends."""
-    descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    with needed(folder / "lock"):
+        descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         os.close(descriptor)
         raise CannotStart(f"data: another node runs on {str(folder)!r}; stop it or choose another --data") from None
     return descriptor
+
+
+@contextlib.contextmanager
+def needed(path: Path) -> Iterator[None]:
+    """What goes wrong here with a file of the data folder is one line for whoever starts the node."""
+    try:
+        yield
+    except (OSError, ValueError, StoreError, sqlite3.Error) as error:
+        why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise CannotStart(f"data: {str(path)!r} cannot be used: {why}; mend it or choose another --data") from error
 
 
 def bind(name: str, endpoint: Endpoint) -> socket.socket:
@@ -333,8 +372,38 @@ def announce(ready: Ready, *paths: Path | None) -> None:
     """Write the ready file: whole or not at all, for somebody is waiting for it."""
     text = json.dumps(asdict(ready), indent=1) + "\n"
     for path in paths:
-        if path is not None:
+        if path is None:
+            continue
+        try:
             tokens.write_private(path, text.encode())
+        except OSError as error:
+            raise CannotStart(f"ready_file: {str(path)!r} cannot be written: {error.strerror}") from None
+
+
+def withdraw(*paths: Path | None) -> None:
+    """Take the ready files away: nobody answers any more, or not yet."""
+    for path in paths:
+        if path is not None and path.is_file():
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
+def taken_over(old: Settings, new: Settings) -> tuple[Settings, list[str]]:
+    """The settings after a reload, and the names of those that differ but wait for a restart."""
+    taken = {name for name in RELOADED if name != "domain" or new.domains == old.domains}
+    waiting = [
+        field.alias or name
+        for name, field in Settings.model_fields.items()
+        if name not in taken and getattr(new, name) != getattr(old, name)
+    ]
+    return old.model_copy(update={name: getattr(new, name) for name in taken}), waiting
+
+
+async def together(endings: Sequence[Ending]) -> None:
+    """End what does not need each other at the same time, so that their times do not add up."""
+    for found in await asyncio.gather(*(end() for end in endings), return_exceptions=True):
+        if isinstance(found, Exception):
+            log.error("a part did not end well", exc_info=found)
 
 
 async def serve_http(context: SidecarContext, tls: Any, listener: socket.socket) -> tuple[_Http, asyncio.Task[None]]:

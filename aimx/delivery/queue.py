@@ -61,8 +61,8 @@ class Queue:
         self._unsubscribe = self._store.subscribe("queue", self._wake.set)
         self._task = asyncio.create_task(self._run(), name="aimx-delivery")
 
-    async def stop(self) -> None:
-        """Finish the attempts in hand; what is left keeps its row."""
+    async def stop(self, grace: float = 2.0) -> None:
+        """Finish the attempts in hand, within `grace` seconds; what is left keeps its row."""
         self._stopping = True
         self._wake.set()
         if self._unsubscribe is not None:
@@ -70,7 +70,7 @@ class Queue:
         if self._task is not None:
             await self._task
         if self._working:
-            await asyncio.wait(self._working)
+            await asyncio.wait(self._working, timeout=grace)
 
     async def _run(self) -> None:
         while not self._stopping:
