@@ -1,16 +1,23 @@
 """What a command on messages leaves in the trace and in the log: one span and one event a command."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+import uvloop
 
 from aimx.store.contract import SpanRef
 from aimx.telemetry.span import Kind
 from tests.protocol.imap_world import ALICE, MESSAGE, World, world
 
 ORIGIN = SpanRef(b"t" * 16, b"s" * 8)
+
+
+@pytest.fixture(scope="module")
+def event_loop_policy() -> asyncio.AbstractEventLoopPolicy:
+    return uvloop.EventLoopPolicy()
 
 
 @pytest.fixture
