@@ -95,16 +95,18 @@ class Upload:
                 # Where it ends is not known yet. A guess would let the rest pass as body, unread and unstripped.
                 raise HeaderTooLarge
             data = self._sample = data[start:]
+        elif not self._header.separator:
+            raise HeaderTooLarge  # and what still comes of it is dropped
         if data:
             self._body_digest.update(data)
             self._staged = await self._store.stage(self._staged, data)
 
     async def finish(self) -> Octets:
-        """All of it. The upload owns nothing afterwards but what `discard` would drop."""
+        """All of it. The upload owns nothing afterwards but what `discard` would drop. Raises HeaderTooLarge."""
         if self._header is not None:
             await self.spill()
-            assert self._staged is not None
-            return Octets(self._header, self._staged, self._sample, self._digest.digest(), self._body_digest.digest())
+            body = b"" if self._staged is None else self._staged
+            return Octets(self._header, body, self._sample, self._digest.digest(), self._body_digest.digest())
         return Octets.of(self._take())
 
     async def discard(self) -> None:
