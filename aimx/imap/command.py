@@ -307,7 +307,7 @@ def _return_options(cursor: Cursor) -> None:
             raise Bad("unknown return option")
 
 
-STATUS_ITEMS = ("MESSAGES", "RECENT", "UIDNEXT", "UIDVALIDITY", "UNSEEN", "SIZE")
+STATUS_ITEMS = ("MESSAGES", "RECENT", "UIDNEXT", "UIDVALIDITY", "UNSEEN", "SIZE", "APPENDLIMIT")
 
 
 def _status(cursor: Cursor) -> Command:

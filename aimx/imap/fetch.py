@@ -4,6 +4,7 @@ A response is a list of pieces: octets at hand, and `Slice`s of a stored body th
 so that no large body is ever held whole.
 """
 
+import asyncio
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Sequence
 from typing import NamedTuple, Protocol
@@ -17,6 +18,8 @@ PART = 256 * 1024
 """Octets of a body read at a time."""
 INLINE = 64 * 1024
 """Bodies up to this size come with their row."""
+APART = 16 * 1024
+"""Octets from which interpreting is done on a thread: a header made to be slow must not hold up other sessions."""
 MAX_HEADER = 1024 * 1024
 """Of a message inside, so much of its header is looked through for fields."""
 
@@ -88,12 +91,14 @@ class Structures:
     async def of(self, row: Row, store: Bodies) -> mime.Part:
         assert row.header is not None
         if row.body is not None:
-            return mime.structure(row.header, row.body)
+            if len(row.header) + len(row.body) < APART:
+                return mime.structure(row.header, row.body)
+            return await asyncio.to_thread(mime.structure, row.header, row.body)
         known = self._known.get(row.eid)
         if known is None:
             scanner = mime.Scanner(row.header)
             async for part in read_slice(store, Slice(row.eid, 0, row.body_size)):
-                scanner.feed(part)
+                await asyncio.to_thread(scanner.feed, part)
             known = self._known[row.eid] = scanner.finish()
             if len(self._known) > self._limit:
                 self._known.popitem(last=False)
@@ -112,11 +117,20 @@ async def respond(
         if isinstance(item, Body):
             found = await _section(item.section, row, root, store)
             out += _written(before, item, found)
+        elif item == "ENVELOPE":
+            out.append(before + b"ENVELOPE " + await _envelope(row.header or b""))
         else:
             out.append(before + _plain(item, row, flags, root))
         before = b" "
     out.append(b")\r\n")
     return out
+
+
+async def _envelope(header: bytes) -> bytes:
+    def written() -> bytes:
+        return mime.envelope(HeaderBlock.parse(header)[0])
+
+    return written() if len(header) < APART else await asyncio.to_thread(written)
 
 
 def _plain(item: str, row: Row, flags: frozenset[str], root: mime.Part | None) -> bytes:
@@ -129,8 +143,6 @@ def _plain(item: str, row: Row, flags: frozenset[str], root: mime.Part | None) -
             return b"INTERNALDATE " + response.internal_date(row.internal_ms)
         case "RFC822.SIZE":
             return b"RFC822.SIZE %d" % (row.header_size + row.body_size)
-        case "ENVELOPE":
-            return b"ENVELOPE " + mime.envelope(HeaderBlock.parse(row.header or b"")[0])
         case _:
             assert root is not None
             return item.encode("ascii") + b" " + mime.body_structure(root, extended=item == "BODYSTRUCTURE")

@@ -74,8 +74,8 @@ async def find(store: Store, owner: str, name: str, code: str = "NONEXISTENT") -
     return box
 
 
-async def status(store: Store, owner: str, command: Status) -> bytes:
-    """STATUS (RFC 3501 §6.3.10, SIZE: RFC 8438)."""
+async def status(store: Store, owner: str, command: Status, append_limit: int) -> bytes:
+    """STATUS (RFC 3501 §6.3.10, SIZE: RFC 8438, APPENDLIMIT: RFC 7889 §3.1)."""
     box = await find(store, owner, command.mailbox)
     found = (await store.status([box.key]))[box.key]
     values = {
@@ -85,6 +85,7 @@ async def status(store: Store, owner: str, command: Status) -> bytes:
         "UIDVALIDITY": found.uidvalidity,
         "UNSEEN": found.unseen,
         "SIZE": found.size,
+        "APPENDLIMIT": append_limit,
     }
     listed = " ".join(f"{item} {values[item]}" for item in command.items)
     return b"* STATUS %b (%b)\r\n" % (response.mailbox(box.name), listed.encode("ascii"))

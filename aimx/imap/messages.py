@@ -30,6 +30,8 @@ PICKUP = metrics.histogram("aimx.pickup.latency")
 SEARCHED = 256 * 1024
 """Octets of a body that SEARCH BODY decodes; of larger ones the rest is searched as it stands."""
 ROWS_A_WRITE = 500
+A_TURN = 0.005
+"""Seconds of work on the event loop before others have theirs."""
 
 
 class Out(Protocol):
@@ -37,6 +39,18 @@ class Out(Protocol):
 
     def write(self, data: bytes) -> None: ...
     async def drain(self) -> None: ...
+
+
+class _Turns:
+    """Lets others have their turn while one command works through many messages."""
+
+    def __init__(self) -> None:
+        self._since = time.monotonic()
+
+    async def share(self) -> None:
+        if time.monotonic() - self._since > A_TURN:
+            await asyncio.sleep(0)
+            self._since = time.monotonic()
 
 
 @dataclass(slots=True)
@@ -91,8 +105,9 @@ def _count(view: View, ranges: Ranges) -> int:
 
 
 async def _send_rows(desk: Desk, plan: fetching.Plan, rows: list[Row]) -> None:
-    view = desk.view
+    view, turns = desk.view, _Turns()
     for place, row in enumerate(rows):
+        await turns.share()
         number = view.number(row.uid)
         if number is None:
             continue
@@ -254,6 +269,7 @@ async def _decide(desk: Desk, criteria: searching.Criteria, uids: list[int]) -> 
     """Evaluate on the candidates what the store could not."""
     needs = searching.needs(criteria)
     held: list[int] = []
+    turns = _Turns()
     batch = 16 if needs.body else 100
     for place in range(0, len(uids), batch):
         part = response.ranges(uids[place : place + batch])
@@ -264,7 +280,7 @@ async def _decide(desk: Desk, criteria: searching.Criteria, uids: list[int]) -> 
             beyond = await _beyond(desk, criteria, row) if needs.body and row.body is None else b""
             if searching.holds(criteria, _candidate(row, beyond)):
                 held.append(row.uid)
-        await asyncio.sleep(0)  # a long search must not keep others from their turn
+            await turns.share()
     return held
 
 

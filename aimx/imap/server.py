@@ -20,8 +20,8 @@ from aimx.identity.agents import Directory
 from aimx.imap.errors import Bye
 from aimx.imap.fetch import Structures
 from aimx.imap.grammar import BEFORE_LOGIN, Continue, Framer, Limits, Raw, Refused
-from aimx.imap.session import Gone, Intake, Services, Session, State
-from aimx.store.contract import Store
+from aimx.imap.session import CLOSED, Gone, Intake, Services, Session, State
+from aimx.store.contract import Store, Unavailable
 from aimx.telemetry.span import Tracer
 
 log = logging.getLogger("aimx.imap")
@@ -40,6 +40,8 @@ SEND_AT = 64 * 1024
 STRANGERS = 4
 """An address may have one in so many of its connections (`imap.max_connections_per_address`) not signed in."""
 BACKLOG = 1024
+ACCOUNTS_AFTER = 0.2
+"""Seconds from a change of the agents to looking whose session must end."""
 
 
 class Budget(Protocol):
@@ -65,9 +67,9 @@ class Connection(asyncio.Protocol):
     """One client. It is the session's `Wire`. All of it runs on the event loop."""
 
     __slots__ = (
-        "_charged", "_framer", "_leaving", "_lost", "_moved", "_out", "_out_size", "_poked", "_reading_paused", "_room",
-        "_server", "_since", "_socket", "_task", "_upgrading", "_waiter", "_wakes_on_poke", "peer", "secure", "session",
-        "stranger",
+        "_charged", "_farewell", "_framer", "_lost", "_moved", "_out", "_out_size", "_poked", "_reading_paused",
+        "_room", "_server", "_since", "_socket", "_task", "_upgrading", "_waiter", "_wakes_on_poke",
+        "peer", "secure", "session", "stranger",
     )  # fmt: skip
 
     def __init__(self, server: "Server", peer: str) -> None:
@@ -86,7 +88,8 @@ class Connection(asyncio.Protocol):
         self._out: list[bytes] = []
         self._out_size = 0
         self._poked = self._wakes_on_poke = False
-        self._reading_paused = self._upgrading = self._lost = self._leaving = False
+        self._reading_paused = self._upgrading = self._lost = False
+        self._farewell: str | None = None  # what to say once the command in hand is done
         self._since = self._moved = server.loop.time()
 
     # --- what the event loop calls ---
@@ -168,8 +171,8 @@ class Connection(asyncio.Protocol):
             self._server.door.budget.give(self._charged)
             self._charged = 0
         while True:
-            if self._leaving and self._framer.idle:
-                raise Bye("the server is stopping")
+            if self._farewell and self._framer.idle:
+                raise Bye(self._farewell)
             event = self._framer.next()
             if isinstance(event, Raw):
                 self._charged = event.reserved
@@ -185,8 +188,8 @@ class Connection(asyncio.Protocol):
 
     async def line(self, limit: int) -> bytes:
         while (line := self._framer.line(limit)) is None:
-            if self._leaving:
-                raise Bye("the server is stopping")
+            if self._farewell:
+                raise Bye(self._farewell)
             await self._more()
         return line
 
@@ -197,8 +200,8 @@ class Connection(asyncio.Protocol):
                 if self._poked:
                     self._poked = False
                     return None
-                if self._leaving:
-                    raise Bye("the server is stopping")
+                if self._farewell:
+                    raise Bye(self._farewell)
                 await self._more()
         finally:
             self._wakes_on_poke = False
@@ -301,9 +304,9 @@ class Connection(asyncio.Protocol):
         if now - self._moved > allowed or (self.stranger and now - self._since > settings.login_timeout):
             self._end("too slow, closing")
 
-    def leave(self) -> None:
-        """The node is stopping: the command in hand is finished, an idle client is told."""
-        self._leaving = True
+    def leave(self, why: str) -> None:
+        """Finish the command in hand, then say why and close; an idle client is told at once."""
+        self._farewell = why
         self._wake()
 
     def abort(self) -> None:
@@ -346,6 +349,8 @@ class Server:
         self._strangers: Counter[str] = Counter()
         self._all_gone = asyncio.Event()
         self._sweeper = self.loop.create_task(self._sweep(), name="aimx-imap-sweep")
+        self._accounts: asyncio.Task[None] | None = None
+        self._unsubscribe = door.store.subscribe("agents", self._agents_changed)
 
     @property
     def open_connections(self) -> int:
@@ -366,6 +371,7 @@ class Server:
 
     async def stop(self, grace: float) -> None:
         """Take no more connections; commands in hand have `grace` seconds to be finished, other clients get BYE."""
+        self._unsubscribe()
         for task in (self._sweeper, *(task for _, task in self._listeners)):
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -374,7 +380,7 @@ class Server:
             listener.close()
         self._listeners.clear()
         for connection in list(self._connections):
-            connection.leave()
+            connection.leave("the server is stopping")
         for opening in self._opening:
             # Nothing is in hand before the handshake is done: who has not ended it by now is not waited for.
             with contextlib.suppress(OSError):
@@ -398,6 +404,26 @@ class Server:
             now = self.loop.time()
             for connection in list(self._connections):
                 connection.sweep(now)
+
+    # --- closed accounts ---
+
+    def _agents_changed(self) -> None:
+        """The store says so; called on the event loop. Many changes in a row are looked at together."""
+        if self._accounts is None:
+            self._accounts = self.hold(self._close_accounts())
+
+    async def _close_accounts(self) -> None:
+        """End the sessions of agents that were disabled or removed, also those that only wait."""
+        await asyncio.sleep(ACCOUNTS_AFTER)
+        self._accounts = None
+        try:
+            welcome = {agent.address for agent in await self.door.store.agents() if not agent.disabled}
+        except Unavailable:
+            return  # every command asks again
+        for connection in self._connections:
+            owner = connection.session.owner if connection.session else None
+            if owner is not None and owner not in welcome:
+                connection.leave(CLOSED)
 
     # --- what connections tell ---
 

@@ -57,6 +57,7 @@ SIGN_INS = metrics.counter("aimx.auth.attempts")  # door, mechanism, outcome
 
 MAX_RESPONSE = 12_288
 """Octets of one line of a SASL exchange."""
+CLOSED = "this account was closed"
 MAX_FAILURES = 5
 """Failed sign-ins of one connection."""
 
@@ -298,7 +299,7 @@ class Session:
         """Disabling or removing an agent ends its sessions, at their next command at the latest."""
         now = await self._services.directory.agent(agent.address)
         if now is None or now.disabled:
-            raise Bye("this account was closed")
+            raise Bye(CLOSED)
 
     def _leave(self) -> None:
         self.state = State.LOGOUT
@@ -383,6 +384,11 @@ class Session:
     # --- choosing a mailbox ---
 
     @property
+    def owner(self) -> str | None:
+        """Whose mailboxes they are; None until somebody signed in."""
+        return self._agent.address if self._agent is not None else None
+
+    @property
     def _owner(self) -> str:
         assert self._agent is not None
         return self._agent.address
@@ -452,7 +458,7 @@ class Session:
             case commands.List():
                 self._wire.write(await mailboxes.list_subscribed(store, owner, command))
             case commands.Status():
-                self._wire.write(await mailboxes.status(store, owner, command))
+                self._wire.write(await mailboxes.status(store, owner, command, self._services.limits.message))
             case commands.Create():
                 await mailboxes.create(store, owner, command)
             case commands.Rename():
@@ -487,16 +493,18 @@ class Session:
         match command:
             case commands.Fetch():
                 return await messages.fetch(desk, command)
-            case commands.Store():
-                if self._stale:
-                    await self._look(view)
-                return await messages.store(desk, command)
             case commands.Search():
                 return await messages.search(desk, command)
+            case commands.Store():
+                if self._stale:
+                    await self._look(view)  # see View.tell: silence needs to know what came before
+                code = await messages.store(desk, command)
             case commands.Transfer():
-                return await messages.transfer(desk, command)
+                code = await messages.transfer(desk, command)
             case commands.Expunge():
-                return await messages.expunge(desk, command)
+                code = await messages.expunge(desk, command)
+        self._stale = True  # our own change is told with this command's answer, whenever the store notifies
+        return code
 
     async def _append(self, command: commands.Append) -> Answer:
         """RFC 3501 §6.3.11; APPENDUID: RFC 4315 §3."""
@@ -516,7 +524,7 @@ class Session:
             placed = await self._services.intake.append(
                 self._owner, box.name, upload, command.flags, command.internal_ms, span
             )
-            taken = True
+            taken = self._stale = True
         except NotFound as error:
             raise No("there is no such mailbox", "TRYCREATE") from error
         finally:

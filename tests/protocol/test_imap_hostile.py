@@ -248,3 +248,28 @@ async def test_the_budget_of_the_node_bounds_what_is_uploaded(here: World) -> No
     first.send(MESSAGE + b"x" * (9000 - len(MESSAGE)) + b"\r\n")
     assert (await first.until(b"a"))[1].startswith(b"OK [APPENDUID ")
     assert (await second.append(MESSAGE)).startswith(b"OK [APPENDUID ")
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        b"From: " + b"()" * 60_000 + b"\r\nTo: " + b"<" * 60_000 + b"\r\n\r\nx",
+        b"".join(b"To: %b\r\n" % (b"a," * 400) for _ in range(200)) + b"\r\n",
+        b"A:\r\n" * 40_000 + b"\r\nx",
+        b"Content-Type: multipart/mixed; boundary=b\r\n\r\n" + b"--b\r\n\r\n" * 30_000,
+        b"Content-Type: message/rfc822\r\n\r\n" * 3000,
+        b"Content-Type: text/plain" + b'; a="b"' * 20_000 + b"\r\n\r\nx",
+    ],
+    ids=["comments", "addresses", "fields", "parts", "messages", "parameters"],
+)
+async def test_a_message_made_to_be_slow_holds_up_nobody(here: World, message: bytes) -> None:
+    await here.deliver()
+    await here.deliver(message)
+    bystander, client = await here.client(), await here.client()
+    client.send(b"a UID FETCH 2 (ENVELOPE BODYSTRUCTURE BODY.PEEK[1.2] BODY.PEEK[HEADER.FIELDS (To)])\r\n")
+    client.send(b"b SEARCH TEXT no-such-text\r\n")
+    answer = asyncio.ensure_future(client.until(b"b"))
+    while not answer.done():
+        await _unharmed(bystander, "a message made to be slow")
+        await asyncio.sleep(0.01)
+    assert (await answer)[1] == b"OK SEARCH done"

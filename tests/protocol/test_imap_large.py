@@ -12,7 +12,7 @@ import psutil
 import pytest
 import uvloop
 
-from tests.protocol.imap_world import ALICE, MESSAGE, PATIENCE, Client, World, world
+from tests.protocol.imap_world import ALICE, BOB, MESSAGE, PATIENCE, Client, World, world
 
 MIB = 1024 * 1024
 ATTACHMENT = b"".join(b"%076d\r\n" % number for number in range(24 * MIB // 78))
@@ -115,12 +115,16 @@ async def test_idle_clients_are_told_when_the_server_stops(here: World) -> None:
 
 
 async def test_a_disabled_agent_is_let_go(here: World) -> None:
-    client = await here.client()
+    idle, waiting = await here.client(), await here.client()
+    bob = await here.client(BOB)
+    idle.send(b"i IDLE\r\n")
+    assert await idle.line() == b"+ idling"
     agent = await here.store.agent(ALICE)
     assert agent is not None
     await here.store.update_agent(replace(agent, disabled=True), [])
-    client.send(b"a NOOP\r\n")
-    assert (await client.at_end()).endswith(b"* BYE this account was closed\r\n")
+    for client in (idle, waiting):
+        assert (await client.at_end()).endswith(b"* BYE this account was closed\r\n")
+    await bob.ok(b"NOOP")
     again = await here.tls()
     assert (await again.ask(b"LOGIN alice correct-horse-battery"))[1].startswith(b"NO [AUTHENTICATIONFAILED]")
 

@@ -102,5 +102,6 @@ async def test_status_counts(here: World) -> None:
     await client.ok(rb"STORE 1 +FLAGS (\Seen)")
     (line,) = await client.ok(b"STATUS INBOX (MESSAGES UNSEEN UIDNEXT SIZE RECENT UIDVALIDITY)")
     assert line.startswith(b"* STATUS INBOX (MESSAGES 2 UNSEEN 1 UIDNEXT 3 SIZE 34 RECENT 0 UIDVALIDITY ")
+    assert await client.ok(b"STATUS INBOX (APPENDLIMIT)") == [b"* STATUS INBOX (APPENDLIMIT 52428800)"]
     assert (await client.ask(b"STATUS Nope (MESSAGES)"))[1].startswith(b"NO [NONEXISTENT]")
     assert (await client.ask(b"STATUS INBOX (NOPE)"))[1] == b"BAD unknown status item"

@@ -2,6 +2,8 @@
 
 import asyncio
 import base64
+import hashlib
+import hmac
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -61,6 +63,27 @@ async def test_sign_in_with_and_without_an_initial_response(here: World, mechani
             client.send(waiting.pop(0) + b"\r\n")
         _, tagged = await client.until(b"a")
         assert tagged.startswith(b"OK [CAPABILITY IMAP4rev1 ")
+
+
+async def test_sign_in_by_scram_never_shows_the_password(here: World) -> None:
+    """RFC 5802 §5 from the client's side; the server proves itself too."""
+    client = await here.tls()
+    bare = b"n=alice,r=nonce"
+    client.send(b"a AUTHENTICATE SCRAM-SHA-256 " + base64.b64encode(b"n,," + bare) + b"\r\n")
+    first = base64.b64decode((await client.line()).removeprefix(b"+ "))
+    nonce, salt, rounds = (part[2:] for part in first.split(b","))
+    salted = hashlib.pbkdf2_hmac("sha256", PASSWORD.encode(), base64.b64decode(salt), int(rounds))
+    key = hmac.digest(salted, b"Client Key", "sha256")
+    without_proof = b"c=biws,r=" + nonce
+    message = b",".join((bare, first, without_proof))
+    signature = hmac.digest(hashlib.sha256(key).digest(), message, "sha256")
+    proof = base64.b64encode(bytes(a ^ b for a, b in zip(key, signature, strict=True)))
+    client.send(base64.b64encode(without_proof + b",p=" + proof) + b"\r\n")
+    final = base64.b64decode((await client.line()).removeprefix(b"+ "))
+    expected = hmac.digest(hmac.digest(salted, b"Server Key", "sha256"), message, "sha256")
+    assert final == b"v=" + base64.b64encode(expected)
+    client.send(b"\r\n")
+    assert (await client.until(b"a"))[1].startswith(b"OK [CAPABILITY")
 
 
 async def test_a_cancelled_and_a_wrong_sign_in_leave_the_session_usable(here: World) -> None:
