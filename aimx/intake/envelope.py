@@ -89,6 +89,7 @@ class Upload:
     async def spill(self) -> None:
         """Put what is held into the store. Raises HeaderTooLarge."""
         data = self._take()
+        self._digest.update(data)
         if self._header is None:
             self._header, start = HeaderBlock.parse(data)
             if not self._header.separator:
@@ -120,7 +121,6 @@ class Upload:
         data = b"".join(self._held)
         self._held.clear()
         self._held_size = 0
-        self._digest.update(data)
         return data
 
 

@@ -6,9 +6,10 @@ spans. With a sink, a finished and sampled span is handed over as it is; encodin
 """
 
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from enum import IntEnum
-from os import urandom
+from os import register_at_fork, urandom
 from types import TracebackType
 from typing import Protocol
 
@@ -177,6 +178,23 @@ def never(trace_id: bytes, parent: Context | None) -> bool:
     return False
 
 
+_randoms: deque[bytes] = deque()
+
+
+def _random() -> bytes:
+    """Eight random bytes, from any thread. Fetched by the page: the system call lets go of the interpreter, and beside
+    a busy thread each of a mail's seven would wait to get it back."""
+    try:
+        return _randoms.pop()
+    except IndexError:
+        page = urandom(4096)
+        _randoms.extend([page[at : at + 8] for at in range(8, 4096, 8)])
+        return page[:8]
+
+
+register_at_fork(after_in_child=_randoms.clear)  # else parent and child would give out the same ids
+
+
 class Tracer:
     """Starts spans. Safe to use from any thread; make a new one after a fork."""
 
@@ -198,10 +216,9 @@ class Tracer:
     ) -> Span:
         """A span from now, or `start_ns`, on; `parent=None` begins a trace. `attributes` becomes the span's own."""
         if parent is None:
-            random = urandom(24)
-            trace_id, span_id = random[:16], random[16:]
+            trace_id, span_id = _random() + _random(), _random()
         else:
-            trace_id, span_id = parent.trace_id, urandom(8)
+            trace_id, span_id = parent.trace_id, _random()
         span = Span(
             self,
             name,
