@@ -224,6 +224,10 @@ class Settings(_Section):
     @model_validator(mode="after")
     def _targets_exist(self) -> "Settings":
         groups = {"pool": self.pools, "list": self.lists}
+        names = [rule.name for rule in self.routes]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"two routes are called {name!r}; rename one, for traces and logs go by the name")
         for name in self.pools.keys() & self.lists.keys():
             raise ValueError(f"pool {name!r} and list {name!r} have one name; rename one, or its mail would be guessed")
         for rule in self.routes:

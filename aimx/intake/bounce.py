@@ -134,7 +134,7 @@ class Bouncer:
                     address=due.target.address,
                     action="failed",
                     status=result.status if isinstance(result, Never) else EXPIRED,
-                    reason=result.text,
+                    reason=_reason(due, result),
                     last_attempt_ms=now_ms,
                     attempts=due.attempt,
                 )
@@ -147,3 +147,9 @@ class Bouncer:
             event=bounced.eid,
             stamps=[b"Return-Path: <>\r\n", f"AIMX-ID: {eid}\r\n".encode(), *write(span.context)],
         )
+
+
+def _reason(due: Due, result: Never | Later) -> str:
+    """For the sender, who may never have heard of the member of a pool or list that a rule chose."""
+    target = due.target
+    return result.text if target.original == target.address else f"{result.text}; you wrote to {target.original}"

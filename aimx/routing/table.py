@@ -165,26 +165,20 @@ class RoutingTable:
         is_agent: IsAgent,
         found: list[Landing],
         seen: set[str],
-    ) -> None:
+    ) -> bool:
+        """Whether the step leads to a mailbox, be it one that was found before. `seen`: addresses and groups."""
         steps = (*behind, step)
         if step.decision == "mailbox":
-            if is_agent(step.target) and all(landing.address != step.target for landing in found):
-                found.append(Landing(step.target, steps, _queue(steps)))
-            return
+            return is_agent(step.target) and _land(step.target, steps, found, seen)
         name = f"{step.decision}:{step.target}"
         if name in seen or len(steps) > MAX_HOPS:
-            return
+            return False
         seen.add(name)
         if step.decision == "pool":
             ranked = _ranked(self._pools[step.target], facts.workflow or facts.key)
-            for member in ranked:
-                before = len(found)
-                self._enter(member, steps, facts, is_agent, found, seen)
-                if len(found) > before:
-                    return
-        else:
-            for member in self._lists[step.target]:
-                self._enter(member, steps, facts, is_agent, found, seen)
+            return any(self._enter(member, steps, facts, is_agent, found, seen) for member in ranked)
+        reached = [self._enter(member, steps, facts, is_agent, found, seen) for member in self._lists[step.target]]
+        return any(reached)
 
     def _enter(
         self,
@@ -194,15 +188,12 @@ class RoutingTable:
         is_agent: IsAgent,
         found: list[Landing],
         seen: set[str],
-    ) -> None:
+    ) -> bool:
         """One member of a pool or list: an agent ends the chain, another group goes on with it."""
         if is_agent(member):
-            if all(landing.address != member for landing in found):
-                found.append(Landing(member, steps, _queue(steps)))
-            return
+            return _land(member, steps, found, seen)
         step = self._group(member)
-        if step is not None:
-            self._follow(step, steps, facts, is_agent, found, seen)
+        return step is not None and self._follow(step, steps, facts, is_agent, found, seen)
 
     def _members(self, members: list[str]) -> tuple[str, ...]:
         return tuple(dict.fromkeys(self._address(member) for member in members))
@@ -228,6 +219,13 @@ def explain(table: RoutingTable, facts: Facts, is_agent: IsAgent) -> tuple[Route
     if route.priority is not None:
         lines.append(f"  priority {route.priority}")
     return route, lines
+
+
+def _land(address: str, steps: tuple[Step, ...], found: list[Landing], seen: set[str]) -> bool:
+    if address not in seen:
+        seen.add(address)
+        found.append(Landing(address, steps, _queue(steps)))
+    return True
 
 
 def _holds(rule: Rule, facts: Facts) -> tuple[bool, str]:

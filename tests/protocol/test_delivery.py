@@ -327,6 +327,17 @@ async def test_a_report_that_cannot_be_stored_is_made_later_and_once(tmp_path: P
         assert len(await w.inbox("ada")) == 1
 
 
+async def test_a_report_about_a_member_says_to_whom_the_sender_wrote(tmp_path: Path) -> None:
+    pool = {"work": {"members": ["bob"]}}
+    async with world(tmp_path, ["ada"], delivery=QUICK["delivery"] | {"deadline": "30ms"}, pool=pool) as w:
+        await add_agent(w.store, "bob", quota=1)
+        await w.send("ada", ["work"])
+        async with working(w.queue()):
+            await w.until(w.nothing_waits)
+        (report,) = await w.inbox("ada")
+        assert b"you wrote to work@fabric.local" in (report.body or b"")
+
+
 async def test_a_sender_who_is_gone_gets_no_report(tmp_path: Path) -> None:
     async with world(tmp_path, ["ada"], delivery=QUICK["delivery"] | {"deadline": "30ms"}) as w:
         await add_agent(w.store, "bob", quota=1)

@@ -55,6 +55,7 @@ def test_from_a_flag() -> None:
         ("[[route]]\nname = 'a'\nto = 'pool'", "[[route]] 1, to: "),
         ("[[route]]\nname = 'a'\nto = 'pool:x'", "route 'a' goes to pool 'x', which is not there; add [pool.x]"),
         ("[route]\nname = 'a'", "route: write each rule under [[route]]"),
+        ("[[route]]\nname = 'a'\nrefuse = 'x'\n[[route]]\nname = 'a'\nrefuse = 'y'", "two routes are called 'a'"),
         ("[pool.work]\nmembers = []", "pool.work.members: "),
         ("[pool.work]\nmembers = ['a', 3]", "pool.work.members 2: "),
         ("[pool.work]\nmembers = ['']", "pool.work.members 1: "),

@@ -69,6 +69,36 @@ def test_a_pool_member_that_left_moves_only_its_own_workflows() -> None:
             assert addresses(route(less, "research", workflow)) == before
 
 
+def test_a_member_that_takes_no_mail_gives_its_workflows_to_others_and_gets_them_back() -> None:
+    table = RoutingTable(settings(pool={"research": {"members": ["ada", "bob", "cleo"]}}))
+    for workflow in map(str, range(20)):
+        asks = asked("research", workflow)
+        (usual,) = table.route(asks, AGENTS.__contains__).landings
+        (stand_in,) = table.route(asks, (AGENTS - {usual.address}).__contains__).landings
+        assert stand_in.address != usual.address
+        assert table.route(asks, AGENTS.__contains__).landings == [usual]
+    none = table.route(asked("research", "w"), lambda address: False)
+    assert none.refusal is not None
+    assert none.refusal.target == "no member of pool research can take mail"
+
+
+def test_a_pool_in_a_list_is_one_member_also_where_the_list_names_it_too() -> None:
+    groups = {"pool": {"work": {"members": ["ada", "bob"]}}, "list": {"all": {"members": ["ada", "bob", "work"]}}}
+    assert sorted(addresses(route(RoutingTable(settings(**groups)), "all"))) == ["ada", "bob"]
+    groups["list"] = {"all": {"members": ["ada", "cleo", "work"]}}
+    table = RoutingTable(settings(**groups))
+    for workflow in map(str, range(20)):
+        (worker,) = addresses(route(table, "work", workflow))
+        assert set(addresses(route(table, "all", workflow))) == {"ada", "cleo", worker}
+
+
+def test_pools_that_name_each_other_end() -> None:
+    pools = {"x": {"members": ["y"]}, "y": {"members": ["x"]}}
+    found = route(RoutingTable(settings(pool=pools)), "x")
+    assert found.refusal is not None
+    assert found.landings == []
+
+
 def test_a_list_reaches_each_member_once_also_through_a_list_that_names_itself() -> None:
     table = RoutingTable(
         settings(
