@@ -82,17 +82,18 @@ async def fetch(desk: Desk, command: Fetch) -> str:
     trail = desk.trail("fetch")
     asked = found = 0
     read: list[Row] = []
-    for part in view.slices(ranges, plan.batch):
-        rows = await desk.store.fetch(
-            view.mailbox.key, part, header=plan.header, body=fetching.INLINE if plan.body else 0
-        )
-        found += len(rows)
-        await _send_rows(desk, plan, rows)
-        if plan.content:
-            read += [_without_octets(row) for row in rows]
-        asked += _count(view, part)
-    if read:
-        await _witness_read(desk, plan, trail, read, command.by_uid)
+    try:
+        for part in view.slices(ranges, plan.batch):
+            rows = await desk.store.fetch(
+                view.mailbox.key, part, header=plan.header, body=fetching.INLINE if plan.body else 0
+            )
+            found += len(rows)
+            asked += _count(view, part)
+            await _send_rows(desk, plan, rows, read)
+    finally:
+        # Also when the peer left in the middle: what was sent was read.
+        if read:
+            await _witness_read(desk, plan, trail, read, command.by_uid)
     # Some were expunged by others and this client cannot be told yet (RFC 2180 §4.1.2, RFC 5530).
     return "EXPUNGEISSUED" if found < asked else ""
 
@@ -104,7 +105,8 @@ def _count(view: View, ranges: Ranges) -> int:
     return sum((view.number(high) or 0) - (view.number(low) or 0) + 1 for low, high in ranges)
 
 
-async def _send_rows(desk: Desk, plan: fetching.Plan, rows: list[Row]) -> None:
+async def _send_rows(desk: Desk, plan: fetching.Plan, rows: list[Row], read: list[Row]) -> None:
+    """Those whose content is sent are added to `read`, without their octets."""
     view, turns = desk.view, _Turns()
     for place, row in enumerate(rows):
         await turns.share()
@@ -112,7 +114,11 @@ async def _send_rows(desk: Desk, plan: fetching.Plan, rows: list[Row]) -> None:
         if number is None:
             continue
         flags = view.flags(row.uid, row.flags)
-        for piece in await fetching.respond(plan, number, row, flags, desk.store, desk.structures):
+        pieces = await fetching.respond(plan, number, row, flags, desk.store, desk.structures)
+        row.header = row.body = None
+        if plan.content:
+            read.append(row)
+        for piece in pieces:
             if isinstance(piece, fetching.Slice):
                 async for octets in fetching.read_slice(desk.store, piece):
                     desk.out.write(octets)
@@ -122,11 +128,6 @@ async def _send_rows(desk: Desk, plan: fetching.Plan, rows: list[Row]) -> None:
         if plan.body or place % ROWS_A_WRITE == ROWS_A_WRITE - 1:
             await desk.out.drain()
     await desk.out.drain()
-
-
-def _without_octets(row: Row) -> Row:
-    row.header = row.body = None
-    return row
 
 
 async def _witness_read(desk: Desk, plan: fetching.Plan, trail: Trail, rows: list[Row], by_uid: bool) -> None:

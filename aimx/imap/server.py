@@ -22,6 +22,7 @@ from aimx.imap.fetch import Structures
 from aimx.imap.grammar import BEFORE_LOGIN, Continue, Framer, Limits, Raw, Refused
 from aimx.imap.session import CLOSED, Gone, Intake, Services, Session, State
 from aimx.store.contract import Store, Unavailable
+from aimx.telemetry import metrics
 from aimx.telemetry.span import Tracer
 
 log = logging.getLogger("aimx.imap")
@@ -351,6 +352,7 @@ class Server:
         self._sweeper = self.loop.create_task(self._sweep(), name="aimx-imap-sweep")
         self._accounts: asyncio.Task[None] | None = None
         self._unsubscribe = door.store.subscribe("agents", self._agents_changed)
+        metrics.observe("aimx.imap.sessions", lambda: [((state,), count) for state, count in self.states().items()])
 
     @property
     def open_connections(self) -> int:
@@ -372,6 +374,7 @@ class Server:
     async def stop(self, grace: float) -> None:
         """Take no more connections; commands in hand have `grace` seconds to be finished, other clients get BYE."""
         self._unsubscribe()
+        metrics.observe("aimx.imap.sessions", list)
         for task in (self._sweeper, *(task for _, task in self._listeners)):
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):

@@ -520,7 +520,7 @@ class Session:
                 upload.write(bytes(octets[start : start + PART]))
                 if upload.full and len(octets) > PART:
                     await upload.spill()
-            span = trail.span((), 1)
+            span = trail.appended(command.message[:PART])
             placed = await self._services.intake.append(
                 self._owner, box.name, upload, command.flags, command.internal_ms, span
             )

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from aimx.audit import events
+from aimx.message.header import HeaderBlock
 from aimx.store.contract import DONE, Copied, EventRow, Flagged, FlagMode, MailboxKey, SpanRef
-from aimx.telemetry.context import SAMPLED, Context
+from aimx.telemetry.context import SAMPLED, Context, read
 from aimx.telemetry.span import MAX_LINKS, SERVER, Span, Tracer
 
 Verb = Literal["fetch", "store", "copy", "move", "expunge", "append"]
@@ -53,6 +54,20 @@ class Trail:
         span.dropped_links = max(len(origins) - MAX_LINKS, 0)
         span.set("messaging.batch.message_count", len(origins) if count is None else count)
         self._span = span
+        return span
+
+    def appended(self, octets: bytes) -> Span:
+        """Begin the span of APPEND, where the message's own header says which trace it continues."""
+        told = read(HeaderBlock.parse(octets)[0])
+        if not isinstance(told, Context):
+            return self.span((), 1)
+        span = self._span = self._origin.tracer.start(
+            "imap append",
+            SERVER,
+            told,
+            attributes={"imap.command": "APPEND", "messaging.system": "aimx", "messaging.batch.message_count": 1},
+            start_ns=self._start_ns,
+        )
         return span
 
     def end(self, status: str) -> None:

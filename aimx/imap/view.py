@@ -161,11 +161,6 @@ class View:
         self._vanished = set()
         return out
 
-    @property
-    def has_vanished(self) -> bool:
-        """Messages the client knows are gone and it could not be told yet."""
-        return bool(self._vanished)
-
 
 def flags_response(number: int, uid: int | None, held: frozenset[str]) -> bytes:
     if uid is None:

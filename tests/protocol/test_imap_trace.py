@@ -104,6 +104,32 @@ async def test_append_copy_move_and_expunge_are_witnessed(here: World) -> None:
     assert copied.row.detail["open"]["box"] == f"{ALICE} INBOX"
 
 
+async def test_an_appended_message_keeps_the_trace_it_carries(here: World) -> None:
+    client = await here.client()
+    trace = b"00-" + b"ab" * 16 + b"-" + b"cd" * 8 + b"-01"
+    await client.append(b"traceparent: " + trace + b"\r\n" + MESSAGE)
+    (span,) = here.named("imap append")
+    assert (span.trace_id, span.parent and span.parent.span_id) == (b"\xab" * 16, b"\xcd" * 8)
+    await client.ok(b"FETCH 1 BODY[TEXT]")
+    (fetched,) = here.named("imap fetch")
+    assert (fetched.trace_id, fetched.parent and fetched.parent.span_id) == (b"\xab" * 16, b"\xcd" * 8)
+
+
+async def test_who_leaves_in_the_middle_of_a_message_has_read_it(here: World) -> None:
+    await here.deliver(b"Subject: secret\r\n\r\n" + b"x" * 30_000_000)
+    await here.deliver(MESSAGE)
+    client = await here.client()
+    client.send(b"a FETCH 1:2 BODY.PEEK[]\r\n")
+    assert await asyncio.wait_for(client.reader.read(50_000), 10)
+    written = asyncio.Event()
+    end = here.store.subscribe("events", written.set)
+    client.writer.transport.abort()
+    await asyncio.wait_for(written.wait(), 10)
+    end()
+    (event,) = await here.events("message.read")
+    assert event.row.ref is not None, "only the first of the two"
+
+
 async def test_a_mailbox_deleted_with_messages_leaves_an_event(here: World) -> None:
     client = await here.client(mailbox=None)
     await client.ok(b"CREATE Old")
