@@ -276,8 +276,8 @@ def test_nothing_there_is_said_in_one_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--smtp", "nonsense"], "listen.smtp: 'nonsense' is not HOST:PORT"),
-        (["--smtp", "300.1.1.1:0"], "listen.smtp: '300.1.1.1' is not an IP address"),
+        (["--smtp", "nonsense"], "--smtp (listen.smtp): 'nonsense' is not HOST:PORT"),
+        (["--smtp", "300.1.1.1:0"], "--smtp (listen.smtp): '300.1.1.1' is not an IP address"),
         (["--config", "no.toml"], "config: there is no file 'no.toml'"),
     ],
 )
@@ -299,7 +299,7 @@ def test_a_wrong_setting_in_file_or_environment_stops_the_start(tmp_path: Path) 
     config = tmp_path / "aimx.toml"
     for text, environ, says in (
         ("[smtp]\nmax_sise = 5\n", {}, "smtp.max_sise: there is no such setting"),
-        ("", {"AIMX_DELIVERY__FIRST_DELAY": "soon"}, "delivery.first_delay: 'soon' is not a duration"),
+        ("", {"AIMX_DELIVERY__FIRST_DELAY": "soon"}, "AIMX_DELIVERY__FIRST_DELAY: 'soon' is not a duration"),
     ):
         config.write_text(text)
         done = subprocess.run(
