@@ -28,7 +28,7 @@ class Arrival:
     said: bytes
     """The payload, its transfer encoding undone."""
     payload: bytes
-    """Its hash."""
+    """Its hash, or that of the whole body where it is long."""
     depth: int
     template: bytes = b""
     """The payload's hash but for numbers, times and ids; empty where it cannot matter (see `guard`)."""

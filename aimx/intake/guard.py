@@ -23,7 +23,8 @@ def guard(settings: Settings, envelope: Envelope, arrival: Arrival, routes: Sequ
     # The template is the dearest thing here, so it is made only where two take turns: not for the first message of
     # its chain (`loop` lets it count, whatever it said), nor for one that goes to several.
     if len(finals) == 1 and arrival.lineage.count and limits.max_alternations:
-        arrival.template = fingerprint.template_hash(arrival.said)
+        is_short = len(arrival.said) <= fingerprint.LIMIT
+        arrival.template = fingerprint.template_hash(arrival.said) if is_short else arrival.payload
     candidate = loop.Candidate(
         sender=envelope.agent,
         recipients=finals,

@@ -80,7 +80,10 @@ class Intake:
         table = self.table
         if not table.serves(recipient):
             return Reply(550, "5.7.1", f"<{recipient}> is not served here and this node relays for nobody")
-        takes = _takes_mail(await self._directory.agent(recipient))
+        try:
+            takes = _takes_mail(await self._directory.agent(recipient))
+        except Unavailable:
+            return TRY_LATER
         if not table.may_reach(recipient, lambda address: takes and address == recipient):
             return Reply(550, "5.1.1", f"there is no agent, pool or list <{recipient}>")
         return None
@@ -150,7 +153,8 @@ class Intake:
             choice=choice,
             span=receive(self._tracer, envelope, self._domains, choice, told),
             said=said,
-            payload=fingerprint.payload_hash(said),
+            # Beyond the limit only the whole is told from the whole, which is hashed already.
+            payload=fingerprint.payload_hash(said) if len(said) <= fingerprint.LIMIT else octets.body_sha256,
             depth=depth(lineage),
         )
 

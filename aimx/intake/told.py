@@ -11,6 +11,8 @@ MAX_TEXT = 998
 """Characters of a workflow or subject that are kept: no line may be longer (RFC 5322 §2.1.1)."""
 MAX_REFERENCES = 32
 """Of References, the last so many are looked up."""
+MAX_PARENTS = 8
+"""Of In-Reply-To, the first so many after the first."""
 
 _PRIORITY = re.compile(r"-?[0-9]", re.ASCII)
 _CUSTOMARY = re.compile(r"([1-5])\b", re.ASCII)  # "1 (Highest)"
@@ -22,7 +24,7 @@ class Told:
     message_id: str | None
     in_reply_to: str | None
     references: list[str]
-    """Oldest first."""
+    """Oldest first; what is to be looked up after `in_reply_to`, from the end."""
     workflow: str | None
     subject: str
     content_type: str
@@ -39,7 +41,8 @@ def tell(header: HeaderBlock, asked_priority: int | None = None) -> Told:
     return Told(
         message_id=_own_id(header.get("Message-ID")),
         in_reply_to=replied[0] if replied else None,
-        references=identifier.message_ids(header.get("References"))[-MAX_REFERENCES:],
+        # Further parents (RFC 5322 §3.6.4 allows several) are looked up before References, the first of them first.
+        references=[*identifier.message_ids(header.get("References"))[-MAX_REFERENCES:], *replied[MAX_PARENTS:0:-1]],
         workflow=(header.get("X-Workflow-ID") or "").strip()[:MAX_TEXT] or None,
         subject=(header.get("Subject") or "")[:MAX_TEXT],
         content_type=content_type[:255] or "text/plain",

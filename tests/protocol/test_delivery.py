@@ -2,6 +2,9 @@
 
 import asyncio
 import dataclasses
+import itertools
+import json
+import logging
 import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -21,6 +24,7 @@ from aimx.intake.intake import Intake
 from aimx.message.header import HeaderBlock
 from aimx.store.contract import Row, Unavailable
 from aimx.store.sqlite import SqliteStore, bodies
+from aimx.telemetry import logs
 from aimx.telemetry.span import Tracer
 from tests.protocol.mail_node import Spans, add_agent, address
 
@@ -413,6 +417,44 @@ async def test_a_refusal_that_cannot_be_recorded_is_not_made(tmp_path: Path) -> 
         w.flaky.failing = {"record": 1}
         assert (await w.send("ada", ["bob"], "Sender: bob@fabric.local")).code == 451
         assert (await w.send("ada", ["bob"], "Sender: bob@fabric.local")).code == 550
+
+
+async def test_a_recipient_that_cannot_be_looked_up_is_refused_for_now(tmp_path: Path) -> None:
+    async with world(tmp_path, ["ada", "bob"]) as w:
+        w.directory._store = w.flaky  # type: ignore[assignment]
+        w.flaky.failing = {"agent": 1}
+        first = await w.intake.check_recipient(address("ada"), address("bob"))
+        assert first is not None
+        assert first.code == 451
+        assert await w.intake.check_recipient(address("ada"), address("bob")) is None
+
+
+async def test_a_refusal_is_logged_with_its_trace_and_none_of_its_words(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with world(tmp_path, ["ada", "bob"]) as w:
+        with caplog.at_level(logging.INFO, "aimx.intake"):
+            await w.send("ada", ["bob"], "Sender: bob@fabric.local", "Subject: very secret")
+            w.flaky.failing = {"accept": 1}
+            await w.send("ada", ["bob"], "Subject: very secret")
+        refused, failed = (record for record in caplog.records if record.name == "aimx.intake")
+        for record, span in zip((refused, failed), w.spans.named("smtp receive"), strict=True):
+            line = json.loads(logs.JsonFormatter().format(record))
+            assert (line["trace_id"], line["span_id"]) == (span.trace_id.hex(), span.span_id.hex())
+            assert "secret" not in json.dumps(line)
+        assert (refused.levelname, failed.levelname) == ("INFO", "WARNING")
+
+
+async def test_long_payloads_that_begin_alike_are_not_the_same(tmp_path: Path) -> None:
+    async with world(tmp_path, ["ada", "bob"]) as w:
+        for n, tail in itertools.product(range(9), (b"a", b"b")):
+            reply = await w.send(
+                *(("ada", ["bob"]) if tail == b"a" else ("bob", ["ada"])),
+                f"Message-ID: <{n}{tail.decode()}@x>",
+                f"In-Reply-To: <{n}a@x>" if tail == b"b" else f"In-Reply-To: <{n - 1}b@x>",
+                body=LARGE * 4000 + b"chapter " + bytes([97 + n]) * 9 + b"\r\n",
+            )
+            assert reply.accepted, reply
 
 
 async def test_while_the_log_is_behind_nothing_is_taken(tmp_path: Path) -> None:

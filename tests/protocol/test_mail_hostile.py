@@ -287,7 +287,9 @@ async def test_in_reply_to_goes_before_references_and_references_are_looked_at_n
             await node.send("ada", "bob", Message_ID=f"<{name}@x>", traceparent=f"00-{trace}-{SPAN}-01")
         await node.send("bob", "ada", In_Reply_To="<a@x>", References="<b@x> <c@x>")
         await node.send("bob", "ada", In_Reply_To="<unknown@x>", References="<b@x> <c@x> <unknown2@x>")
-        first, second = node.spans.named("smtp receive")[3:]
+        await node.send("bob", "ada", In_Reply_To="<unknown@x> <b@x> <a@x>", References="<c@x>")
+        first, second, third = node.spans.named("smtp receive")[3:]
+        assert third.trace_id.hex() == traces["b"]
         assert (first.trace_id.hex(), first.attributes["aimx.context.source"]) == (traces["a"], "in_reply_to")
         assert (second.trace_id.hex(), second.attributes["aimx.context.source"]) == (traces["c"], "references")
 
