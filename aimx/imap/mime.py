@@ -235,10 +235,13 @@ class Scanner:
         self._begin_header(end + (0 if cut else 1))
 
     def _close(self, level: int, end: int, newlines: int) -> None:
-        """End all parts from `level` of the stack on, innermost first."""
+        """End all parts from `level` of the stack on, innermost first.
+
+        A part that ends where its content would begin stands a line end further; those around it reach as far.
+        """
         while len(self._stack) > level:
             entry = self._stack.pop()
-            entry.part.end = max(end, entry.part.start)
+            entry.part.end = end = max(end, entry.part.start)
             entry.part.lines = max(newlines - entry.newlines, 0)
             self._forget(entry)
 
