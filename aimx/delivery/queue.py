@@ -136,10 +136,11 @@ class Queue:
 
     def _span(self, due: Due, now_ms: int) -> Span:
         """Every attempt is a sibling under `enqueue`; after a long silence it begins a new, linked trace."""
-        origin = Context(*due.origin, remote=True)
-        links = [origin] if due.previous is None else [origin, Context(*due.previous)]
+        origin = Context(*due.origin, due.trace_flags, remote=True)
+        links = [origin] if due.previous is None else [origin, Context(*due.previous, due.trace_flags)]
         rollover = now_ms - due.last_ms > self._max_idle_ms
-        parent = None if rollover else Context(*due.target.span)
+        # Whoever samples by parent keeps all of a message's spans or none, at whichever attempt.
+        parent = None if rollover else Context(*due.target.span, due.trace_flags)
         span = self._tracer.start(
             f"deliver {due.target.transport}",
             CONSUMER,
@@ -156,7 +157,7 @@ class Queue:
             f"dead-letter {due.target.queue}",
             PRODUCER,
             last.context,
-            links=[Context(*due.origin, remote=True)],
+            links=[Context(*due.origin, due.trace_flags, remote=True)],
             attributes={"aimx.queue.reason": result.reason, "aimx.delivery.attempt": due.attempt},
         )
         try:

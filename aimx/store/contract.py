@@ -246,6 +246,8 @@ class Due:
     next_ms: int
     """When the next one will be, if this one fails."""
     origin: SpanRef
+    trace_flags: int
+    """Of the creation context."""
     key: bytes | None
     """What the message's events are committed under; None once it is erased."""
     previous: SpanRef | None

@@ -25,6 +25,7 @@ from aimx.message.header import HeaderBlock
 from aimx.store.contract import Row, Unavailable
 from aimx.store.sqlite import SqliteStore, bodies
 from aimx.telemetry import logs
+from aimx.telemetry.context import Context
 from aimx.telemetry.span import Tracer
 from tests.protocol.mail_node import Spans, add_agent, address
 
@@ -373,6 +374,20 @@ async def test_an_attempt_after_a_long_silence_begins_a_linked_trace(tmp_path: P
         linked = [(context.trace_id, context.span_id) for context, _ in second.links or []]
         assert linked == [(trace, span), (trace, first.span_id)]
         assert await w.store.traces_of(reply.text[1:27]) == [trace, second.trace_id]
+
+
+async def test_who_samples_by_parent_gets_all_spans_of_a_message_or_none(tmp_path: Path) -> None:
+    def by_parent(trace_id: bytes, parent: Context | None) -> bool:
+        return parent is None or parent.sampled
+
+    async with world(tmp_path, ["ada"]) as w:
+        w.tracer.sampler = by_parent
+        await add_agent(w.store, "bob", quota=1)
+        await w.send("ada", ["bob"], f"traceparent: 00-{'1' * 32}-{'2' * 16}-00")
+        await w.unlimited("bob")
+        async with working(w.queue()):
+            await w.until(w.nothing_waits)
+        assert [span.name for span in w.spans] == []
 
 
 # ── coming in ────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -29,7 +29,7 @@ from aimx.store.sqlite.writer import Tx
 _DUE = (
     "SELECT d.id, m.eid, m.sender, d.address, d.original, d.trace, d.span, d.queue, d.transport, d.priority,"
     " d.next_ms, d.deadline_ms, d.folder, d.flags, d.internal_ms, d.attempt, d.created_ms, d.last_ms,"
-    " m.origin_trace, m.origin_span, d.previous_trace, d.previous_span, m.workflow,"
+    " m.origin_trace, m.origin_span, d.previous_trace, d.previous_span, m.workflow, m.trace_flags,"
     " (SELECT v.key FROM event v WHERE v.ref = m.eid AND v.key IS NOT NULL ORDER BY v.seq LIMIT 1)"
     " FROM delivery d CROSS JOIN message m ON m.id = d.message"
     " WHERE d.priority = ? AND d.wake_ms <= ? ORDER BY d.wake_ms, d.id LIMIT ?"
@@ -63,7 +63,7 @@ def _priorities(db: sqlite3.Connection) -> list[int]:
 def _due(row: tuple[Any, ...], now_ms: int, delay_ms: Callable[[int], int]) -> Due:
     (number, eid, sender, address, original, trace, span, queue, transport, priority, due_ms, deadline_ms) = row[:12]
     folder, names, internal_ms, begun, created_ms, last_ms = row[12:18]
-    origin_trace, origin_span, previous_trace, previous_span, workflow, key = row[18:]
+    origin_trace, origin_span, previous_trace, previous_span, workflow, trace_flags, key = row[18:]
     attempt = begun + 1
     next_ms = now_ms + delay_ms(attempt)
     previous = SpanRef(previous_trace, previous_span)
@@ -91,6 +91,7 @@ def _due(row: tuple[Any, ...], now_ms: int, delay_ms: Callable[[int], int]) -> D
         due_ms=due_ms,
         next_ms=next_ms,
         origin=SpanRef(origin_trace, origin_span),
+        trace_flags=trace_flags,
         key=key,
         previous=previous,
         last_ms=last_ms,
