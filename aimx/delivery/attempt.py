@@ -8,6 +8,7 @@ from aimx.store.contract import EventRow, Outcome, Placed, SpanRef
 from aimx.telemetry import metrics
 from aimx.telemetry.span import INTERNAL, Attributes, Span
 from aimx.tlog.leaf import new_key
+from aimx.tlog.tree import leaf_hash
 
 DELIVERIES = metrics.counter("aimx.deliveries")
 DURATION = metrics.histogram("aimx.delivery.duration")
@@ -82,8 +83,13 @@ def event(node: str, attempt: Attempt, outcome: Outcome) -> EventRow:
     )
 
 
-def end(span: Span, attempt: Attempt, outcome: Outcome) -> None:
-    """Close the `deliver` span of the attempt, with the spans of the commit under it."""
+def leaf_prefix(leaf: bytes) -> str:
+    """`aimx.audit.leaf`: enough of the leaf's hash to find it in the log."""
+    return leaf_hash(leaf).hex()[:16]
+
+
+def end(span: Span, attempt: Attempt, outcome: Outcome, leaf: bytes) -> None:
+    """Close the `deliver` span of the attempt, with the spans of the commit under it. `leaf`: of its event."""
     now_ns = time.time_ns()
     transport = outcome.target.transport
     if isinstance(outcome, Placed):
@@ -102,7 +108,8 @@ def end(span: Span, attempt: Attempt, outcome: Outcome) -> None:
             )
     span.set("aimx.outcome", said)
     DELIVERIES.labels(transport, said, span.error_type or "").add()
-    logged = span.child("audit append", INTERNAL, attributes={"aimx.audit.event": audited})
+    told: Attributes = {"aimx.audit.event": audited, "aimx.audit.leaf": leaf_prefix(leaf)}
+    logged = span.child("audit append", INTERNAL, attributes=told)
     logged.start_ns = span.start_ns
     logged.end(now_ns)
     span.end(now_ns)

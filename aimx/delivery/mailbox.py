@@ -28,11 +28,14 @@ class MailboxTransport:
             span=ref,
         )
 
+        rows: list[EventRow] = []
+
         def witness(found: Outcome) -> list[EventRow]:
-            return [attempt.event(self._node, _with_end(this, found), found)]
+            rows[:] = [attempt.event(self._node, _with_end(this, found), found)]
+            return rows
 
         outcome = await self._store.place(due, ref, now_ms, witness)
-        attempt.end(span, _with_end(this, outcome), outcome)
+        attempt.end(span, _with_end(this, outcome), outcome, rows[0].leaf)
         if isinstance(outcome, Placed):
             return DELIVERED
         if outcome.reason == "no-mailbox":

@@ -6,11 +6,11 @@ from hashlib import sha256
 from typing import Any, NamedTuple
 
 from aimx.audit import events
-from aimx.delivery.attempt import Attempt, event
+from aimx.delivery.attempt import Attempt, event, leaf_prefix
 from aimx.intake.envelope import Octets
 from aimx.intake.plan import First
 from aimx.store.contract import EventRow, NewMessage, Outcome, SpanRef, Store
-from aimx.telemetry.span import INTERNAL, Span
+from aimx.telemetry.span import INTERNAL, Attributes, Span
 from aimx.tlog.leaf import new_key
 
 log = logging.getLogger("aimx.intake")
@@ -53,7 +53,8 @@ async def commit(
     settled: Settled | None = None,
 ) -> None:
     """Durable when it returns. Raises what the store raises; then nothing was written."""
-    append = span.child("audit append", INTERNAL, attributes={"aimx.audit.event": accepted.ev})
+    told: Attributes = {"aimx.audit.event": accepted.ev, "aimx.audit.leaf": leaf_prefix(accepted.leaf)}
+    append = span.child("audit append", INTERNAL, attributes=told)
     attempts = {
         address: Attempt(
             eid=message.eid,
@@ -68,10 +69,11 @@ async def commit(
         for address, first in firsts.items()
     }
 
+    made: list[EventRow] = []
+
     def witness(outcomes: Sequence[Outcome]) -> list[EventRow]:
-        rows = [accepted] if settled is None else [settled.event, accepted]
-        rows += [event(node, attempts[found.target.address], found) for found in outcomes]
-        return rows
+        made[:] = [event(node, attempts[found.target.address], found) for found in outcomes]
+        return [accepted, *made] if settled is None else [settled.event, accepted, *made]
 
     try:
         targets = [first.target for first in firsts.values()]
@@ -82,8 +84,8 @@ async def commit(
     finally:
         append.end()
     try:
-        for outcome in outcomes:
+        for outcome, row in zip(outcomes, made, strict=True):
             address = outcome.target.address
-            firsts[address].end(attempts[address], outcome)
+            firsts[address].end(attempts[address], outcome, row.leaf)
     except Exception:  # it is durable: whatever fails now must not make it a refusal
         log.exception("spans of an accepted message are missing", extra={"eid": message.eid, "context": span.context})

@@ -11,6 +11,7 @@ from aimx.message import fingerprint
 from aimx.routing import loop
 from aimx.routing.table import Route
 from aimx.telemetry import metrics
+from aimx.telemetry.span import Attributes
 
 LOOPS = metrics.counter("aimx.loops.detected")
 DEPTH = metrics.histogram("aimx.depth")
@@ -46,11 +47,13 @@ def guard(settings: Settings, envelope: Envelope, arrival: Arrival, routes: Sequ
 
 def _say(arrival: Arrival, verdict: loop.Verdict) -> None:
     assert verdict.rule is not None
-    arrival.span.set("aimx.loop.detected", True)
-    arrival.span.event(
-        "loop.refused" if verdict.kind == "refuse" else "loop.warned",
-        {"aimx.loop.rule": verdict.rule, "aimx.loop.count": verdict.count, "aimx.loop.limit": verdict.limit},
-    )
+    said: Attributes = {
+        "aimx.loop.rule": verdict.rule,
+        "aimx.loop.count": verdict.count,
+        "aimx.loop.limit": verdict.limit,
+    }
+    arrival.span.attributes |= {"aimx.loop.detected": True, **said}
+    arrival.span.event("loop.refused" if verdict.kind == "refuse" else "loop.warned", said)
     LOOPS.labels(verdict.rule, verdict.kind).add()
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from aimx.config import Settings
+from aimx.delivery.attempt import leaf_prefix
 from aimx.delivery.retry import Backoff
 from aimx.identity.agents import Directory
 from aimx.intake import append, refusal, stamp
@@ -28,7 +29,7 @@ from aimx.routing.table import Facts, Route, RoutingTable
 from aimx.store.contract import Agent, Ancestor, NewMessage, Placed, Store, StoreError, Unavailable
 from aimx.telemetry import metrics
 from aimx.telemetry.context import Context, Door, Hop, Source, choose
-from aimx.telemetry.span import INTERNAL, Span, Tracer
+from aimx.telemetry.span import INTERNAL, Attributes, Span, Tracer
 from aimx.tlog.note import Signer
 from aimx.tlog.receipt import Promise, issue
 from aimx.tlog.tree import leaf_hash
@@ -164,7 +165,7 @@ class Intake:
         routes = await self._route(envelope, arrival)
         verdict = guard(settings, envelope, arrival, routes)
         _prioritise(routes, _allowed(await self._directory.agent(envelope.agent), arrival.told))
-        planned = plan(routes, arrival.span, self._terms(arrival.creation, arrival.now_ms))
+        planned = plan(routes, arrival.span, self._terms(arrival, verdict.kind))
         HOPS.record(len(planned.hops))
         message = self._message(envelope, arrival, max(route.priority or 0 for route in routes), planned.hops)
         known = _known(envelope, message, routes, verdict)
@@ -270,7 +271,8 @@ class Intake:
         if refused.reply.code < 500 or arrival is None:
             return refused.reply
         row = refusal.event(self.settings.node, envelope, arrival, refused)
-        append = arrival.span.child("audit append", INTERNAL, attributes={"aimx.audit.event": row.ev})
+        told: Attributes = {"aimx.audit.event": row.ev, "aimx.audit.leaf": leaf_prefix(row.leaf)}
+        append = arrival.span.child("audit append", INTERNAL, attributes=told)
         try:
             await self._store.record([row])
         except Exception as error:
@@ -299,13 +301,14 @@ class Intake:
                 takers.add(address)
         return takers
 
-    def _terms(self, creation: Context, now_ms: int) -> Terms:
+    def _terms(self, arrival: Arrival, verdict: str) -> Terms:
         return Terms(
-            creation=creation,
-            now_ms=now_ms,
-            deadline_ms=now_ms + int(self.settings.delivery.deadline * 1000),
+            creation=arrival.creation,
+            now_ms=arrival.now_ms,
+            deadline_ms=arrival.now_ms + int(self.settings.delivery.deadline * 1000),
             backoff=self._backoff,
             by=self._domains[0],
+            verdict=verdict,
         )
 
 

@@ -22,13 +22,13 @@ class First:
     enqueue: Span
     deliver: Span
 
-    def end(self, message: attempt.Attempt, outcome: Outcome) -> None:
+    def end(self, message: attempt.Attempt, outcome: Outcome, leaf: bytes) -> None:
         """Delivered at once: under the route. Buffered: enqueued, with this as its failed first attempt."""
         if not isinstance(outcome, Placed):
             self.enqueue.set("aimx.queue.reason", outcome.reason)
             self.enqueue.end()
             self.deliver.parent = self.enqueue.context
-        attempt.end(self.deliver, message, outcome)
+        attempt.end(self.deliver, message, outcome, leaf)
 
 
 @dataclass(slots=True)
@@ -49,6 +49,8 @@ class Terms:
     backoff: Backoff
     by: str
     """The name hops are stamped with."""
+    verdict: str = "pass"
+    """The loop guard's."""
 
 
 def plan(routes: Sequence[Route], parent: Span, terms: Terms) -> Plan:
@@ -108,6 +110,7 @@ def _hop(
                 "aimx.route.decision": step.decision,
                 "aimx.priority": priority,
                 "aimx.hop.index": len(path),
+                "aimx.loop.verdict": terms.verdict,
             }
             if step.decision in ("pool", "list"):
                 attributes["messaging.destination.name"] = step.target

@@ -92,7 +92,7 @@ SPANS: tuple[SpanSpec, ...] = (
             "aimx.hop.index",
             "aimx.hop.count",
             "aimx.loop.verdict",
-            "aimx.loop.detected",
+            "messaging.destination.name",
         ),
         (),
         "One routing decision: mailbox, pool member, list members, refuse.",

@@ -25,8 +25,10 @@ from aimx.message.header import HeaderBlock
 from aimx.store.contract import Row, Unavailable
 from aimx.store.sqlite import SqliteStore, bodies
 from aimx.telemetry import logs
+from aimx.telemetry.catalogue import COMMON, span_spec
 from aimx.telemetry.context import Context
 from aimx.telemetry.span import Tracer
+from aimx.tlog.tree import leaf_hash
 from tests.protocol.mail_node import Spans, add_agent, address
 
 QUICK = {"delivery": {"first_delay": "20ms", "max_delay": "60ms", "jitter": 0.0, "lease": "200ms"}}
@@ -374,6 +376,29 @@ async def test_an_attempt_after_a_long_silence_begins_a_linked_trace(tmp_path: P
         linked = [(context.trace_id, context.span_id) for context, _ in second.links or []]
         assert linked == [(trace, span), (trace, first.span_id)]
         assert await w.store.traces_of(reply.text[1:27]) == [trace, second.trace_id]
+
+
+async def test_spans_say_what_the_catalogue_promises(tmp_path: Path) -> None:
+    pool, brief = {"work": {"members": ["ada"]}}, QUICK["delivery"] | {"deadline": "10ms"}
+    async with world(tmp_path, ["ada"], loop={"warn_depth": 1}, delivery=brief, pool=pool) as w:
+        await add_agent(w.store, "bob", quota=1)
+        await w.send("ada", ["bob"])
+        await w.send("ada", ["bob"], "Sender: bob@fabric.local")
+        await w.send("ada", ["work"])
+        async with working(w.queue()):
+            await w.until(w.nothing_waits)
+        leaves = {leaf_hash(event.row.leaf).hex()[:16]: event.row for event in await w.store.events_after(0, 100)}
+        appended = w.spans.named("audit append")
+        assert len(appended) >= 5
+        for span in appended:
+            assert span.attributes["aimx.audit.event"] == leaves[str(span.attributes["aimx.audit.leaf"])].ev
+        assert w.spans.named("route recipient")[0].attributes["aimx.loop.verdict"] == "warn"
+        receive = w.spans.named("smtp receive")[0].attributes
+        assert (receive["aimx.loop.rule"], receive["aimx.loop.count"], receive["aimx.loop.limit"]) == ("depth", 1, 1)
+        for span in w.spans:
+            spec = span_spec(span.name)
+            assert spec is not None
+            assert span.attributes.keys() <= {*spec.attributes, *COMMON}, span.name
 
 
 async def test_who_samples_by_parent_gets_all_spans_of_a_message_or_none(tmp_path: Path) -> None:
