@@ -92,6 +92,11 @@ class Submitter(threading.Thread):
             code, answer = client.docmd(command)
             if code in (-1, 421):
                 raise smtplib.SMTPServerDisconnected
+            if 400 <= code < 500:
+                self._book.refused[code] += 1
+                client.rset()
+                self._door.finished.wait(0.05)
+                return
             assert code == (354 if command == "DATA" else 250), (code, answer)
         try:
             client.send(text.encode() + b".\r\n")

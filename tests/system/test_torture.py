@@ -78,6 +78,7 @@ def crash_run(tmp_path, kills):
             f"log {verdict['size']} leaves {verdict['consistent']} {verdict['complete']}, wrong {len(wrong)}"
         )
         assert not wrong, wrong[:20]
+        assert not book.refused, "a node that lives takes what it is sent"
         assert (verdict["ok"], verdict["consistent"], verdict["complete"]) == (True, "CONSISTENT", "COMPLETE"), verdict
         assert len(book.answered) > 20 * kills, "hardly any load"
         assert early is not None
