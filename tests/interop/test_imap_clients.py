@@ -12,7 +12,6 @@ from pathlib import Path
 
 import aioimaplib
 import pytest
-import uvloop
 
 from tests.protocol.imap_world import ALICE, MESSAGE, PASSWORD, World, trusting, world
 
@@ -25,11 +24,6 @@ MULTIPART = (
     b'--==b\r\nContent-Type: application/json\r\nContent-Disposition: attachment; filename="a.json"\r\n\r\n{"a":1}\r\n'
     b"--==b--\r\n"
 )
-
-
-@pytest.fixture(scope="module")
-def event_loop_policy() -> asyncio.AbstractEventLoopPolicy:
-    return uvloop.EventLoopPolicy()
 
 
 @pytest.fixture

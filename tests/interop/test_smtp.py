@@ -10,17 +10,11 @@ from pathlib import Path
 
 import aiosmtplib
 import pytest
-import uvloop
 
 from tests.protocol.smtp_harness import DOMAIN, PASSWORD, Node, running
 
 FROM, TO = f"planner@{DOMAIN}", f"critic@{DOMAIN}"
 MAIL = f"From: {FROM}\r\nTo: {TO}\r\nSubject: interop\r\n\r\n.dot\r\n..\r\n" + "line\r\n" * 500
-
-
-@pytest.fixture
-def event_loop_policy() -> asyncio.AbstractEventLoopPolicy:
-    return uvloop.EventLoopPolicy()
 
 
 @pytest.fixture

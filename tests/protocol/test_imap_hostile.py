@@ -9,16 +9,10 @@ from pathlib import Path
 
 import psutil
 import pytest
-import uvloop
 
 from tests.protocol.imap_world import MESSAGE, PATIENCE, Client, World, world
 
 MIB = 1024 * 1024
-
-
-@pytest.fixture(scope="module")
-def event_loop_policy() -> asyncio.AbstractEventLoopPolicy:
-    return uvloop.EventLoopPolicy()
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-import uvloop
 
 from tests.protocol.imap_world import ALICE, BOB, MESSAGE, PATIENCE, Client, World, world
 
@@ -21,11 +20,6 @@ LARGE = (
     b"--bb\r\nContent-Type: text/plain\r\n\r\nsee below\r\n"
     b"--bb\r\nContent-Type: application/octet-stream\r\n\r\n" + ATTACHMENT + b"\r\n--bb--\r\n"
 )
-
-
-@pytest.fixture(scope="module")
-def event_loop_policy() -> asyncio.AbstractEventLoopPolicy:
-    return uvloop.EventLoopPolicy()
 
 
 @pytest.fixture

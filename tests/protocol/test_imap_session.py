@@ -1,6 +1,5 @@
 """Signing in, choosing a mailbox, reading and marking: dialogs as a client has them."""
 
-import asyncio
 import base64
 import hashlib
 import hmac
@@ -8,14 +7,8 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-import uvloop
 
 from tests.protocol.imap_world import ALICE, BOB, MESSAGE, PASSWORD, World, trusting, world
-
-
-@pytest.fixture(scope="module")
-def event_loop_policy() -> asyncio.AbstractEventLoopPolicy:
-    return uvloop.EventLoopPolicy()
 
 
 @pytest.fixture

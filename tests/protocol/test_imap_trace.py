@@ -6,18 +6,12 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-import uvloop
 
 from aimx.store.contract import SpanRef
 from aimx.telemetry.span import Kind
 from tests.protocol.imap_world import ALICE, MESSAGE, World, world
 
 ORIGIN = SpanRef(b"t" * 16, b"s" * 8)
-
-
-@pytest.fixture(scope="module")
-def event_loop_policy() -> asyncio.AbstractEventLoopPolicy:
-    return uvloop.EventLoopPolicy()
 
 
 @pytest.fixture

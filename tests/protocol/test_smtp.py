@@ -6,7 +6,6 @@ import hashlib
 import hmac
 
 import pytest
-import uvloop
 
 from aimx.identity import scram
 from aimx.intake.envelope import Reply
@@ -16,11 +15,6 @@ from tests.protocol.smtp_harness import DOMAIN, PASSWORD, Wire, running
 MESSAGE = b"From: planner@fabric.local\r\nSubject: x\r\n\r\nhello\r\n"
 SENDER = f"MAIL FROM:<planner@{DOMAIN}>"
 RECIPIENT = f"RCPT TO:<critic@{DOMAIN}>"
-
-
-@pytest.fixture
-def event_loop_policy() -> asyncio.AbstractEventLoopPolicy:
-    return uvloop.EventLoopPolicy()
 
 
 def encoded(text: str | bytes) -> str:

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from contextlib import suppress
 
 import pytest
-import uvloop
 
 from aimx.config import SignIn
 from tests.protocol.smtp_harness import DOMAIN, PATIENCE, Node, Wire, running
@@ -14,11 +13,6 @@ from tests.protocol.smtp_harness import DOMAIN, PATIENCE, Node, Wire, running
 MESSAGE = b"From: planner@fabric.local\r\nSubject: x\r\n\r\nhello\r\n"
 SENDER = f"MAIL FROM:<planner@{DOMAIN}>"
 RECIPIENT = f"RCPT TO:<critic@{DOMAIN}>"
-
-
-@pytest.fixture
-def event_loop_policy() -> asyncio.AbstractEventLoopPolicy:
-    return uvloop.EventLoopPolicy()
 
 
 async def begun(node: Node) -> Wire:
