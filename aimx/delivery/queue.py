@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from aimx.config import Settings
 from aimx.delivery import attempt
 from aimx.delivery.retry import Backoff
-from aimx.delivery.transport import Later, Never, Transport
+from aimx.delivery.transport import Later, Never, Result, Transport
 from aimx.store.contract import Due, NotFound, Store, Unavailable
 from aimx.telemetry.context import Context
 from aimx.telemetry.span import CONSUMER, PRODUCER, Span, Tracer
@@ -26,6 +26,8 @@ AFTER_FAILURE = 1.0
 """Seconds to wait when the store cannot serve."""
 AFTER_NOTHING = 0.05
 """Seconds to wait when what was due turned out to be taken by another process."""
+
+FAILED = Later("internal", "4.3.0", "the node failed at it; its log says why")
 
 Bounce = Callable[[Due, Never | Later, Span], Awaitable[None]]
 """Tell the sender (a DSN in the commit that settles the delivery). The span is the `dead-letter` one."""
@@ -121,7 +123,7 @@ class Queue:
         final = now_ms >= due.target.deadline_ms
         span = self._span(due, now_ms)
         try:
-            result = await self._transports[due.target.transport].attempt(due, span, now_ms, final)
+            result = await self._try(due, span, now_ms, final)
             if isinstance(result, Never) or (final and isinstance(result, Later)):
                 await self._give_up(due, result, span)
         except NotFound:
@@ -129,10 +131,21 @@ class Queue:
         except Unavailable:
             span.error("unavailable")
         except Exception:
-            log.exception("an attempt failed", extra={"trace_id": span.trace_id.hex(), "span_id": span.span_id.hex()})
+            log.exception("a delivery could not be ended", extra={"context": span.context})
             span.error("internal")
         finally:
             span.end()
+
+    async def _try(self, due: Due, span: Span, now_ms: int, final: bool) -> Result:
+        """One attempt. A failure of ours counts as one more, so that at the deadline the sender hears of it."""
+        try:
+            return await self._transports[due.target.transport].attempt(due, span, now_ms, final)
+        except (NotFound, Unavailable):
+            raise
+        except Exception:
+            log.exception("an attempt failed", extra={"context": span.context})
+            span.error("internal")
+            return FAILED
 
     def _span(self, due: Due, now_ms: int) -> Span:
         """Every attempt is a sibling under `enqueue`; after a long silence it begins a new, linked trace."""

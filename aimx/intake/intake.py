@@ -272,16 +272,16 @@ class Intake:
             return refused.reply
         row = refusal.event(self.settings.node, envelope, arrival, refused)
         told: Attributes = {"aimx.audit.event": row.ev, "aimx.audit.leaf": leaf_prefix(row.leaf)}
-        append = arrival.span.child("audit append", INTERNAL, attributes=told)
+        recording = arrival.span.child("audit append", INTERNAL, attributes=told)
         try:
             await self._store.record([row])
         except Exception as error:
             # A refusal that cannot be recorded is not made: the peer asks again later.
             _log_refusal(arrival.span, refused.reply, error)
-            append.error("unavailable")
+            recording.error("unavailable")
             return TRY_LATER
         finally:
-            append.end()
+            recording.end()
         return refused.reply
 
     async def _discard(self, upload: Upload) -> None:

@@ -345,6 +345,18 @@ async def test_a_report_about_a_member_says_to_whom_the_sender_wrote(tmp_path: P
         assert b"you wrote to work@fabric.local" in (report.body or b"")
 
 
+async def test_a_failure_of_ours_ends_with_a_report_too(tmp_path: Path) -> None:
+    async with world(tmp_path, ["ada"], delivery=QUICK["delivery"] | {"deadline": "100ms", "lease": "50ms"}) as w:
+        await add_agent(w.store, "bob", quota=1)
+        await w.send("ada", ["bob"])
+        queue = w.queue()
+        queue._transports = {}
+        async with working(queue):
+            await w.until(w.nothing_waits)
+        (report,) = await w.inbox("ada")
+        assert b"the node failed at it" in (report.body or b"")
+
+
 async def test_a_sender_who_is_gone_gets_no_report(tmp_path: Path) -> None:
     async with world(tmp_path, ["ada"], delivery=QUICK["delivery"] | {"deadline": "30ms"}) as w:
         await add_agent(w.store, "bob", quota=1)
