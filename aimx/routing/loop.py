@@ -11,10 +11,10 @@ Depth alone cannot tell ping-pong from a long dialogue; the verdict combines fiv
 """
 
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Literal
 
 from aimx.config import LoopLimits, Settings
+from aimx.routing.pattern import matches
 from aimx.store.contract import Lineage, Past
 
 Rule = Literal["depth", "repeats", "alternations", "budget", "deadline"]
@@ -60,8 +60,8 @@ def limits_for(settings: Settings, agent: str, workflow: str | None) -> LoopLimi
     domain = settings.domain.get(agent.rpartition("@")[2])
     if domain is not None and domain.loop is not None:
         layers.append(domain.loop)
-    layers += [limits for pattern, limits in settings.workflow.items() if workflow and fnmatchcase(workflow, pattern)]
-    layers += [limits for pattern, limits in settings.agent.items() if fnmatchcase(agent, pattern)]
+    layers += [limits for pattern, limits in settings.workflow.items() if workflow and matches(pattern, workflow)]
+    layers += [limits for pattern, limits in settings.agent.items() if matches(pattern, agent)]
     if not layers:
         return settings.loop
     given = {name: getattr(layer, name) for layer in layers for name in layer.model_fields_set}

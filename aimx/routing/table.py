@@ -8,11 +8,11 @@ With no such rule the recipient itself decides. A pool or list may name another 
 import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from typing import Literal
 
 from aimx.config import Rule, Settings
 from aimx.message.header import HeaderBlock
+from aimx.routing.pattern import matches
 
 MAX_HOPS = 8
 
@@ -100,7 +100,7 @@ class RoutingTable:
         return (
             is_agent(address)
             or self._group(address) is not None
-            or any(rule.recipient is not None and _matches(rule.recipient, address) for rule in self._rules)
+            or any(rule.recipient is not None and matches(rule.recipient, address) for rule in self._rules)
         )
 
     def mentions(self, recipients: Iterable[str]) -> set[str]:
@@ -240,12 +240,12 @@ def _holds(rule: Rule, facts: Facts) -> tuple[bool, str]:
     ):
         if pattern is None:
             continue
-        if not _matches(pattern, value):
+        if not matches(pattern, value):
             return False, f"{name} {value!r} is not like {pattern!r}"
         held.append(f"{name} {value!r} is like {pattern!r}")
     for name, pattern in rule.header.items():
         values = facts.header.get_all(name)
-        if not any(_matches(pattern, value) for value in values):
+        if not any(matches(pattern, value) for value in values):
             return (
                 False,
                 f"header {name} {values[0]!r} is not like {pattern!r}" if values else f"there is no {name} header",
@@ -260,10 +260,6 @@ def _holds(rule: Rule, facts: Facts) -> tuple[bool, str]:
             return False, f"size {facts.size} is not below {rule.smaller_than}"
         held.append(f"size {facts.size} is below {rule.smaller_than}")
     return True, "; ".join(held) or "it has no conditions"
-
-
-def _matches(pattern: str, value: str) -> bool:
-    return fnmatchcase(value.lower(), pattern.lower())
 
 
 def _ranked(members: tuple[str, ...], key: str) -> list[str]:

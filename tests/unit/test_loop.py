@@ -1,5 +1,6 @@
 """The loop guard: what is a loop, what only looks like one, and what the refusal says."""
 
+from dataclasses import replace
 from hashlib import sha256
 
 from aimx.config import LoopLimits, Settings
@@ -38,6 +39,18 @@ def test_ping_pong_that_only_counts_up_is_refused_at_the_twelfth_turn() -> None:
         kinds.append(flow.say(sender, recipient, f"attempt {turn}", turn + 1, template=f"attempt #{turn % 2}"))
     assert all(verdict.kind == "pass" for verdict in kinds[:12])
     assert (kinds[12].kind, kinds[12].rule, kinds[12].count) == ("refuse", "alternations", 12)
+
+
+def test_a_chains_first_message_is_a_turn_whatever_it_said() -> None:
+    """Its template is not made: most messages are the first of their chain and stay the only one."""
+    flow = Workflow()
+    kinds = []
+    for turn in range(14):
+        sender, recipient = (ADA, BOB) if turn % 2 == 0 else (BOB, ADA)
+        kinds.append(flow.say(sender, recipient, f"attempt {turn}", turn + 1, template=f"attempt #{turn % 2}"))
+        if not turn:
+            flow.past[0] = replace(flow.past[0], template=b"")
+    assert [verdict.kind for verdict in kinds].index("refuse") == 12
 
 
 def test_a_long_dialogue_that_says_new_things_is_only_warned_by_depth() -> None:
@@ -92,10 +105,10 @@ def test_limits_of_workflow_and_agent_overlay_only_what_they_set() -> None:
         {
             "loop": {"max_depth": 50},
             "workflow": {"long-*": {"max_depth": 500}},
-            "agent": {"ada@*": {"max_repeats": 100}},
+            "agent": {"Ada@*": {"max_repeats": 100}},
             "domain": {"fabric.local": {"loop": {"warn_depth": 5}}},
         }
     )
-    limits = limits_for(settings, ADA, "long-haul")
+    limits = limits_for(settings, ADA, "Long-haul")
     assert (limits.max_depth, limits.max_repeats, limits.warn_depth, limits.max_alternations) == (500, 100, 5, 12)
     assert limits_for(settings, BOB, "short").max_depth == 50
