@@ -117,6 +117,12 @@ class NodeProcess:
         """SIGKILL, as a crash does it."""
         self._end(signal.SIGKILL, 5)
 
+    def freeze(self) -> None:
+        """SIGSTOP; from its return on, not one more instruction of the node is carried out. Only `kill` ends that."""
+        assert self.process is not None, "it does not run"
+        self.process.send_signal(signal.SIGSTOP)
+        os.waitpid(self.process.pid, os.WUNTRACED)
+
     def restart(self, *, same_ports: bool = False) -> Self:
         self.stop()
         return self.start(same_ports=same_ports)

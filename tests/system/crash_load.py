@@ -30,8 +30,6 @@ class Book:
     unanswered: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """Keys whose final dot was sent and whose answer never came."""
     refused: Counter[int] = field(default_factory=Counter)
-    put_off: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    """Keys that were answered 4xx after the final dot."""
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
@@ -92,11 +90,6 @@ class Submitter(threading.Thread):
             code, answer = client.docmd(command)
             if code in (-1, 421):
                 raise smtplib.SMTPServerDisconnected
-            if 400 <= code < 500:
-                self._book.refused[code] += 1
-                client.rset()
-                self._door.finished.wait(0.05)
-                return
             assert code == (354 if command == "DATA" else 250), (code, answer)
         try:
             client.send(text.encode() + b".\r\n")
@@ -112,8 +105,6 @@ class Submitter(threading.Thread):
                 self._book.answered[key] = (receipt_id(answer), to)
             else:
                 self._book.refused[code] += 1
-                if code < 500:
-                    self._book.put_off[key] = to
 
 
 class Mover(threading.Thread):
@@ -180,14 +171,9 @@ def look(node: NodeProcess, who: Account, folder: str = "INBOX") -> Found:
     return Found(uids, by_key)
 
 
-def account_for(book: Book, boxes: dict[str, list[Found]], *, disk_failed: bool = False) -> list[str]:
-    """What is wrong between the book and the mailboxes: nothing, if the node kept its word.
-
-    `disk_failed`: a commit whose fsync failed may have reached the disk all the same, and nobody can know. The node
-    answers 4xx then; that message counts as one whose answer never came.
-    """
+def account_for(book: Book, boxes: dict[str, list[Found]]) -> list[str]:
+    """What is wrong between the book and the mailboxes: nothing, if the node kept its word."""
     wrong = []
-    uncertain = book.unanswered | book.put_off if disk_failed else book.unanswered
     copies: dict[str, dict[str, list[str]]] = {}
     for address, folders in boxes.items():
         held = copies.setdefault(address, defaultdict(list))
@@ -200,12 +186,12 @@ def account_for(book: Book, boxes: dict[str, list[Found]], *, disk_failed: bool 
         for address in to:
             if copies[address].get(key, []) != [eid]:
                 wrong.append(f"{key} answered 250 as {eid}: {address} has {copies[address].get(key, [])}")
-    for key, to in uncertain.items():
+    for key, to in book.unanswered.items():
         # All its recipients or none: it was one transaction.
         held_by = [copies[address].get(key, []) for address in to]
         if any(len(held) > 1 for held in held_by) or len({len(held) for held in held_by}) > 1:
             wrong.append(f"{key} never answered: {dict(zip(to, held_by, strict=True))}")
-    known = {key: to for key, (_, to) in book.answered.items()} | uncertain
+    known = {key: to for key, (_, to) in book.answered.items()} | book.unanswered
     for address, held in copies.items():
         wrong += [f"{address} has {key}, not sent to it" for key in held if address not in known.get(key, ())]
     return wrong
