@@ -216,6 +216,8 @@ def explain(table: RoutingTable, facts: Facts, is_agent: IsAgent) -> tuple[Route
         path = " → ".join(f"{step.decision} {step.target}" for step in landing.steps)
         tail = "" if landing.steps[-1].target == landing.address else f" → mailbox {landing.address}"
         lines.append(f"  by {landing.steps[0].rule}: {path}{tail}")
+        if facts.workflow is None and any(step.decision == "pool" for step in landing.steps):
+            lines.append("  (an example: without X-Workflow-ID each message may meet another member of the pool)")
     if route.priority is not None:
         lines.append(f"  priority {route.priority}")
     return route, lines

@@ -160,6 +160,7 @@ def test_explain_names_every_rule_and_why() -> None:
     assert "rule big: does not hold, size 100 is not above 5000" in text
     assert "rule team: holds, header X-Team is like 'red'" in text
     assert "by team: pool research → mailbox ada@fabric.local" in text
+    assert "without X-Workflow-ID each message may meet another member" in text
 
 
 def test_at_rcpt_an_address_may_come_only_if_somebody_could_take_it() -> None:
