@@ -34,7 +34,7 @@ from aimx.smtp.address import BadParameter, BadPath, Path, parse_path
 from aimx.smtp.budget import ByteBudget
 from aimx.smtp.core import MAX_DATA_LINE, NONE, Chunk, EndOfData, Event, Fault, Line, Receiver
 from aimx.smtp.errors import ProtocolError, Refused
-from aimx.store.contract import Agent
+from aimx.store.contract import Agent, Unavailable
 
 log = logging.getLogger("aimx.smtp")
 
@@ -262,9 +262,11 @@ class Session:
                     self.farewell(421, "4.7.0", "too many refusals, closing")
             case _:
                 counters.failures += 1
-                log.error(
-                    "SMTP session failed", exc_info=error, extra={"event": "smtp.failed", "peer": str(self._peer)}
-                )
+                said = {"event": "smtp.failed", "peer": str(self._peer)}
+                if isinstance(error, Unavailable):
+                    log.warning("the store is unavailable", extra=said)
+                else:
+                    log.error("SMTP session failed", exc_info=error, extra=said)
                 if self._receiver.in_data and self._transaction:
                     # Answering now would put this reply in the place of the one to the final dot.
                     self._transaction.refusal = INTERNAL
