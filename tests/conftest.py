@@ -22,6 +22,8 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NodeProcess]:
     """A running node; at the end it must leave in time, with exit code 0 and without a line of trouble in its log."""
     with NodeProcess(tmp_path_factory.mktemp("node")) as running:
         yield running
+    trouble = [line for line in running.lines() if line["level"] in ("error", "critical")]
+    assert not trouble, trouble[:3]
 
 
 @pytest.fixture
