@@ -38,6 +38,7 @@ from aimx.identity.certificate import Certificates
 from aimx.imap import server as imap
 from aimx.intake.bounce import Bouncer
 from aimx.intake.intake import Intake
+from aimx.listener import bind as bind_listener
 from aimx.routing.table import RoutingTable
 from aimx.sidecar.app import create_app
 from aimx.sidecar.context import SidecarContext
@@ -361,7 +362,7 @@ def needed(path: Path) -> Iterator[None]:
 
 def bind(name: str, endpoint: Endpoint) -> socket.socket:
     try:
-        return smtp.bind(endpoint)
+        return bind_listener(endpoint)
     except OSError as error:
         raise CannotStart(
             f"listen.{name}: {endpoint} cannot be bound ({error.strerror}); choose another --{name}"

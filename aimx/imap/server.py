@@ -6,29 +6,25 @@ when the session waits. One sweep every few seconds looks at all deadlines: an i
 """
 
 import asyncio
-import contextlib
 import logging
-import socket
 import ssl
 from collections import Counter
-from collections.abc import Coroutine
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Protocol, cast
 
-from aimx.config import Endpoint, Settings
+from aimx.config import Settings
 from aimx.identity.agents import Directory
 from aimx.imap.errors import Bye
 from aimx.imap.fetch import Structures
 from aimx.imap.grammar import BEFORE_LOGIN, Continue, Framer, Limits, Raw, Refused
 from aimx.imap.session import CLOSED, Gone, Intake, Services, Session, State
+from aimx.listener import CLOSE_WITHIN, Listener, cancelled
 from aimx.store.contract import Store, Unavailable
 from aimx.telemetry import metrics
 from aimx.telemetry.span import Tracer
 
 log = logging.getLogger("aimx.imap")
 
-HANDSHAKE_WITHIN = 15.0
-CLOSE_WITHIN = 5.0
 COMMAND_WITHIN = 120.0
 """Seconds without an octet in the middle of a command: it may hold memory, so it may not dawdle like an idle client."""
 TAKE_WITHIN = 300.0
@@ -38,9 +34,8 @@ MAX_WAITING = 64 * 1024
 """Octets received and not worked on beyond which reading pauses."""
 SEND_AT = 64 * 1024
 """Octets collected beyond which they are handed to the transport."""
-STRANGERS = 4
-"""An address may have one in so many of its connections (`imap.max_connections_per_address`) not signed in."""
-BACKLOG = 1024
+TOO_MANY = b"* BYE too many connections from your address\r\n"
+STOPPING = "the server is stopping"
 ACCOUNTS_AFTER = 0.2
 """Seconds from a change of the agents to looking whose session must end."""
 
@@ -266,18 +261,7 @@ class Connection(asyncio.Protocol):
         transport.pause_reading()
         self._framer.discard()
         self._upgrading = True
-        try:
-            secured = await self._server.loop.start_tls(
-                transport,
-                self,
-                self._server.context,
-                server_side=True,
-                ssl_handshake_timeout=HANDSHAKE_WITHIN,
-                ssl_shutdown_timeout=CLOSE_WITHIN,
-            )
-        except (OSError, TimeoutError) as error:  # ssl.SSLError is an OSError
-            log.info("TLS failed", extra={"event": "tls.failed", "peer": self.peer, "error": type(error).__name__})
-            secured = None
+        secured = await self._server.secured(transport, self)
         if secured is None or self._lost:
             transport.abort()
             self._lost = True
@@ -305,7 +289,7 @@ class Connection(asyncio.Protocol):
         if now - self._moved > allowed or (self.stranger and now - self._since > settings.login_timeout):
             self._end("too slow, closing")
 
-    def leave(self, why: str) -> None:
+    def leave(self, why: str = STOPPING) -> None:
         """Finish the command in hand, then say why and close; an idle client is told at once."""
         self._farewell = why
         self._wake()
@@ -323,15 +307,14 @@ class Connection(asyncio.Protocol):
         self._wake()
 
 
-class Server:
+class Server(Listener[Connection]):
     """All IMAP listeners of a process and their connections."""
 
     def __init__(self, door: Door, context: ssl.SSLContext) -> None:
         """`context`: TLS 1.3, from identity.certificate. To be made inside a running loop."""
-        self.door = door
-        self.context = context
-        self.loop = asyncio.get_running_loop()
         settings = door.settings.imap
+        super().__init__(context, settings.max_connections_per_address, TOO_MANY)
+        self.door = door
         self.services = Services(
             door.store,
             door.directory,
@@ -342,64 +325,25 @@ class Server:
             door.settings.node,
             settings.max_errors,
         )
-        self._listeners: list[tuple[socket.socket, asyncio.Task[None]]] = []
-        self._connections: set[Connection] = set()
-        self._opening: set[socket.socket] = set()
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._by_address: Counter[str] = Counter()
-        self._strangers: Counter[str] = Counter()
-        self._all_gone = asyncio.Event()
         self._sweeper = self.loop.create_task(self._sweep(), name="aimx-imap-sweep")
         self._accounts: asyncio.Task[None] | None = None
         self._unsubscribe = door.store.subscribe("agents", self._agents_changed)
         metrics.observe("aimx.imap.sessions", lambda: [((state,), count) for state, count in self.states().items()])
 
-    @property
-    def open_connections(self) -> int:
-        return len(self._connections)
+    def connect(self, host: str, port: int) -> Connection:
+        return Connection(self, host)
 
     def states(self) -> Counter[str]:
         """How many sessions are in each state."""
         sessions = [connection.session for connection in self._connections]
         return Counter((session.state if session else State.CLEAR).name.lower() for session in sessions)
 
-    def listen(self, listener: socket.socket, *, implicit_tls: bool) -> Endpoint:
-        """Serve a bound, listening socket. Returns its address."""
-        listener.setblocking(False)
-        task = self.loop.create_task(self._accept(listener, implicit_tls))
-        self._listeners.append((listener, task))
-        host, port = listener.getsockname()[:2]
-        return Endpoint(host, port)
-
     async def stop(self, grace: float) -> None:
-        """Take no more connections; commands in hand have `grace` seconds to be finished, other clients get BYE."""
+        """Commands in hand have `grace` seconds to be finished, other clients get BYE."""
         self._unsubscribe()
         metrics.observe("aimx.imap.sessions", list)
-        for task in (self._sweeper, *(task for _, task in self._listeners)):
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
-        for listener, _ in self._listeners:
-            listener.close()
-        self._listeners.clear()
-        for connection in list(self._connections):
-            connection.leave("the server is stopping")
-        for opening in self._opening:
-            # Nothing is in hand before the handshake is done: who has not ended it by now is not waited for.
-            with contextlib.suppress(OSError):
-                opening.shutdown(socket.SHUT_RDWR)
-        await self._wait_until_gone(grace)
-        for connection in list(self._connections):
-            connection.abort()
-        await self._wait_until_gone(1.0)
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=1.0)
-
-    async def _wait_until_gone(self, seconds: float) -> None:
-        if self._connections:
-            self._all_gone.clear()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._all_gone.wait(), seconds)
+        await cancelled(self._sweeper)
+        await super().stop(grace)
 
     async def _sweep(self) -> None:
         while True:
@@ -427,85 +371,3 @@ class Server:
             owner = connection.session.owner if connection.session else None
             if owner is not None and owner not in welcome:
                 connection.leave(CLOSED)
-
-    # --- what connections tell ---
-
-    def hold(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Run `work` to its end; the loop itself keeps no task alive."""
-        task = self.loop.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
-
-    def signed_in(self, connection: Connection) -> None:
-        _less(self._strangers, connection.peer)
-
-    def closed(self, connection: Connection) -> None:
-        if connection not in self._connections:
-            return
-        self._connections.remove(connection)
-        _less(self._by_address, connection.peer)
-        if connection.stranger:
-            _less(self._strangers, connection.peer)
-        if not self._connections:
-            self._all_gone.set()
-
-    # --- coming in ---
-
-    async def _accept(self, listener: socket.socket, implicit_tls: bool) -> None:
-        while True:
-            try:
-                accepted, address = await self.loop.sock_accept(listener)
-            except OSError as error:
-                # Out of descriptors, most likely: those who are here go on, others wait in the backlog.
-                log.error("cannot accept", extra={"event": "imap.accept_failed", "error": error.strerror})
-                await asyncio.sleep(0.1)
-                continue
-            peer = address[0]
-            if self._full(peer):
-                with accepted, contextlib.suppress(OSError):
-                    if not implicit_tls:
-                        accepted.send(b"* BYE too many connections from your address\r\n")
-                continue
-            connection = Connection(self, peer)
-            self._connections.add(connection)
-            self._by_address[peer] += 1
-            self._strangers[peer] += 1
-            self.hold(self._open(connection, accepted, implicit_tls))
-
-    def _full(self, peer: str) -> bool:
-        limit = self.door.settings.imap.max_connections_per_address
-        return self._by_address[peer] >= limit or self._strangers[peer] >= max(1, limit // STRANGERS)
-
-    async def _open(self, connection: Connection, accepted: socket.socket, implicit_tls: bool) -> None:
-        self._opening.add(accepted)
-        try:
-            accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            await self.loop.connect_accepted_socket(
-                lambda: connection,
-                accepted,
-                ssl=self.context if implicit_tls else None,
-                ssl_handshake_timeout=HANDSHAKE_WITHIN if implicit_tls else None,
-                ssl_shutdown_timeout=CLOSE_WITHIN if implicit_tls else None,
-            )
-        except (OSError, TimeoutError) as error:
-            accepted.close()
-            connection.connection_lost(None)
-            log.info(
-                "TLS failed", extra={"event": "tls.failed", "peer": connection.peer, "error": type(error).__name__}
-            )
-        finally:
-            self._opening.discard(accepted)
-
-
-def bind(endpoint: Endpoint) -> socket.socket:
-    """A listening socket; port 0 asks the system for a free one. Raises OSError."""
-    family = socket.AF_INET6 if ":" in endpoint.host else socket.AF_INET
-    return socket.create_server(endpoint, family=family, backlog=BACKLOG)
-
-
-def _less(counter: Counter[str], key: str) -> None:
-    """Count down, and keep no zeros: addresses come and go for ever."""
-    counter[key] -= 1
-    if counter[key] <= 0:
-        del counter[key]

@@ -8,17 +8,14 @@ followed to its end before the next → closed by QUIT, by a limit, by a timer, 
 """
 
 import asyncio
-import contextlib
 import logging
-import socket
 import ssl
-from collections import Counter
-from collections.abc import Awaitable, Coroutine
-from typing import Any, cast
+from collections.abc import Awaitable
+from typing import cast
 
 import aiosmtpd.smtp
 
-from aimx.config import Endpoint
+from aimx.listener import CLOSE_WITHIN, Listener
 from aimx.smtp.core import NONE, Receiver
 from aimx.smtp.session import Door, Peer, Session, fault_text
 
@@ -29,20 +26,15 @@ GREET_AFTER = 0.01
 §4.3.1); who does not is a program made to speak to us by a stranger, or a spammer. After TLS there is no such delay."""
 SIGN_IN_WITHIN = 60.0
 """Seconds from connecting to signing in, however busy the client is in between."""
-HANDSHAKE_WITHIN = 15.0
 DRAIN_FOR = 10.0
 """Seconds without data after a fault in the data: a client that ends a message with LF "." LF is waiting for an answer
 and shall have it; it gets the refusal, and the connection ends, for where its message ended is not known."""
-CLOSE_WITHIN = 5.0
 MAX_WAITING = 128 * 1024
 """Octets fed but not worked on beyond which reading pauses."""
-STRANGERS = 4
-"""An address may have one in so many of its connections (`smtp.max_connections_per_address`) not signed in."""
 MAX_UNREAD = 64 * 1024
 """Octets of replies not read by the peer beyond which no more commands are worked on; uvloop would take 512 KiB."""
 MAX_REPLIES = 256
 """Replies gathered before they are written at the latest: a peer that does not read them must be noticed in time."""
-BACKLOG = 1024
 
 STOPPING = (421, "4.3.2", "the node is stopping")
 TOO_MANY = b"421 4.7.0 too many connections from your address\r\n"
@@ -229,18 +221,7 @@ class SMTP(aiosmtpd.smtp.SMTP):
         self._server.hold(self._upgrade(self._socket))
 
     async def _upgrade(self, transport: asyncio.Transport) -> None:
-        try:
-            secured = await self._loop.start_tls(
-                transport,
-                self,
-                self._server.context,
-                server_side=True,
-                ssl_handshake_timeout=HANDSHAKE_WITHIN,
-                ssl_shutdown_timeout=CLOSE_WITHIN,
-            )
-        except (OSError, TimeoutError) as error:  # ssl.SSLError is an OSError
-            log.info("TLS failed", extra={"event": "tls.failed", "peer": str(self.peer), "error": type(error).__name__})
-            secured = None
+        secured = await self._server.secured(transport, self)
         if secured is None or self._lost:
             transport.abort()
             self.connection_lost(None)
@@ -315,144 +296,15 @@ class SMTP(aiosmtpd.smtp.SMTP):
             self._flush(self._dialog)
 
 
-class Server:
+class Server(Listener[SMTP]):
     """All SMTP listeners of a process and their connections."""
 
     def __init__(self, door: Door, context: ssl.SSLContext) -> None:
-        """`context`: TLS 1.3, from identity.certificate. To be made inside a running loop."""
+        super().__init__(context, door.settings.max_connections_per_address, TOO_MANY)
         self.door = door
-        self.context = context
-        self.loop = asyncio.get_running_loop()
-        self.stopping = False
-        self._listeners: list[tuple[socket.socket, asyncio.Task[None]]] = []
-        self._connections: set[SMTP] = set()
-        self._opening: set[socket.socket] = set()
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._by_address: Counter[str] = Counter()
-        self._strangers: Counter[str] = Counter()
-        self._all_gone = asyncio.Event()
 
-    @property
-    def open_connections(self) -> int:
-        return len(self._connections)
-
-    def listen(self, listener: socket.socket, *, implicit_tls: bool) -> Endpoint:
-        """Serve a bound, listening socket (see `bind`). Returns its address."""
-        listener.setblocking(False)
-        task = self.loop.create_task(self._accept(listener, implicit_tls))
-        self._listeners.append((listener, task))
-        host, port = listener.getsockname()[:2]
-        return Endpoint(host, port)
-
-    async def stop(self, grace: float) -> None:
-        """Take no more connections; messages in hand have `grace` seconds to be finished, other clients get 421."""
-        self.stopping = True
-        for listener, task in self._listeners:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
-            listener.close()
-        self._listeners.clear()
-        for connection in list(self._connections):
-            connection.leave()
-        for opening in self._opening:
-            # Nothing is in hand before the handshake is done: who has not ended it by now is not waited for.
-            with contextlib.suppress(OSError):
-                opening.shutdown(socket.SHUT_RDWR)
-        await self._wait_until_gone(grace)
-        for connection in list(self._connections):
-            connection.abort()
-        await self._wait_until_gone(1.0)
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=1.0)
-
-    async def _wait_until_gone(self, seconds: float) -> None:
-        if self._connections:
-            self._all_gone.clear()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._all_gone.wait(), seconds)
-
-    # ── what connections tell ──
-
-    def hold(self, work: Coroutine[Any, Any, None]) -> None:
-        """Run `work` to its end; the loop itself keeps no task alive."""
-        task = self.loop.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    def signed_in(self, connection: SMTP) -> None:
-        _less(self._strangers, connection.peer.host)
-
-    def closed(self, connection: SMTP) -> None:
-        if connection not in self._connections:
-            return
-        self._connections.remove(connection)
-        _less(self._by_address, connection.peer.host)
-        if connection.stranger:
-            _less(self._strangers, connection.peer.host)
-        if not self._connections:
-            self._all_gone.set()
-
-    # ── coming in ──
-
-    async def _accept(self, listener: socket.socket, implicit_tls: bool) -> None:
-        while True:
-            try:
-                accepted, address = await self.loop.sock_accept(listener)
-            except OSError as error:
-                # Out of descriptors, most likely: those who are here go on, others wait in the backlog.
-                log.error("cannot accept", extra={"event": "smtp.accept_failed", "error": error.strerror})
-                await asyncio.sleep(0.1)
-                continue
-            peer = Peer(address[0], address[1])
-            if self._full(peer.host):
-                self.door.counters.connections_refused += 1
-                with accepted, contextlib.suppress(OSError):
-                    if not implicit_tls:
-                        accepted.send(TOO_MANY)
-                continue
-            connection = SMTP(self, peer)
-            self._connections.add(connection)
-            self._by_address[peer.host] += 1
-            self._strangers[peer.host] += 1
-            self.hold(self._open(connection, accepted, implicit_tls))
-
-    def _full(self, host: str) -> bool:
-        limit = self.door.settings.max_connections_per_address
-        return self._by_address[host] >= limit or self._strangers[host] >= max(1, limit // STRANGERS)
-
-    async def _open(self, connection: SMTP, accepted: socket.socket, implicit_tls: bool) -> None:
-        self._opening.add(accepted)
-        try:
-            accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            await self.loop.connect_accepted_socket(
-                lambda: connection,
-                accepted,
-                ssl=self.context if implicit_tls else None,
-                ssl_handshake_timeout=HANDSHAKE_WITHIN if implicit_tls else None,
-                ssl_shutdown_timeout=CLOSE_WITHIN if implicit_tls else None,
-            )
-        except (OSError, TimeoutError) as error:
-            accepted.close()
-            connection.connection_lost(None)
-            log.info(
-                "TLS failed", extra={"event": "tls.failed", "peer": str(connection.peer), "error": type(error).__name__}
-            )
-        finally:
-            self._opening.discard(accepted)
-
-
-def bind(endpoint: Endpoint) -> socket.socket:
-    """A listening socket; port 0 asks the system for a free one. Raises OSError."""
-    family = socket.AF_INET6 if ":" in endpoint.host else socket.AF_INET
-    return socket.create_server(endpoint, family=family, backlog=BACKLOG)
-
-
-def _less(counter: Counter[str], key: str) -> None:
-    """Count down, and keep no zeros: addresses come and go for ever."""
-    counter[key] -= 1
-    if counter[key] <= 0:
-        del counter[key]
+    def connect(self, host: str, port: int) -> SMTP:
+        return SMTP(self, Peer(host, port))
 
 
 def _tls_version(transport: asyncio.BaseTransport) -> str | None:

@@ -73,7 +73,6 @@ class Counters:
     """Since the start; read by the metrics callback."""
 
     connections: int = 0
-    connections_refused: int = 0
     commands: int = 0
     protocol_errors: int = 0
     refusals: int = 0

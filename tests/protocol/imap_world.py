@@ -17,8 +17,9 @@ from aimx.config import Endpoint, Settings
 from aimx.identity import scram
 from aimx.identity.agents import Directory
 from aimx.identity.certificate import Certificates
-from aimx.imap.server import Door, Server, bind
+from aimx.imap.server import Door, Server
 from aimx.intake.intake import Intake
+from aimx.listener import bind
 from aimx.store.contract import Agent, StoredEvent
 from aimx.store.sqlite import SqliteStore
 from aimx.telemetry.span import Span, Tracer

@@ -15,8 +15,9 @@ from aimx.identity import scram
 from aimx.identity.agents import Directory
 from aimx.identity.certificate import Certificates
 from aimx.intake.envelope import Envelope, Reply, Upload
+from aimx.listener import bind
 from aimx.smtp.budget import ByteBudget
-from aimx.smtp.server import Server, bind
+from aimx.smtp.server import Server
 from aimx.smtp.session import Door
 from aimx.store.contract import Agent, Staged
 

@@ -133,7 +133,7 @@ async def test_a_session_that_never_signs_in_is_ended(monkeypatch: pytest.Monkey
 
 
 async def test_a_handshake_that_never_ends_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("aimx.smtp.server.HANDSHAKE_WITHIN", 0.2)
+    monkeypatch.setattr("aimx.listener.HANDSHAKE_WITHIN", 0.2)
     async with running() as node:
         reader, writer = await asyncio.open_connection(*node.smtps)
         assert await asyncio.wait_for(reader.read(), PATIENCE) == b""
@@ -283,7 +283,7 @@ async def test_a_client_that_does_not_read_stops_being_read() -> None:
         other = await node.signed_in()
         known = set(node.server._connections)
         wire = await node.signed_in()
-        (connection,) = node.server._connections - known
+        (connection,) = node.server._connections.keys() - known
         wire.writer.transport.pause_reading()  # type: ignore[attr-defined]
         wire.writer.write(b"HELP\r\n" * 1_000_000)
         await until(lambda: connection._write_paused)
