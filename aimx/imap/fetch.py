@@ -1,13 +1,13 @@
 """FETCH: from the items asked for to what must be read, and from stored rows to responses.
 
-A response is a list of pieces: octets at hand, and `Slice`s of a stored body that the session reads and sends in parts,
-so that no large body is ever held whole.
+A response comes in pieces: octets at hand, and `Slice`s of a stored body that the session reads and sends in parts, so
+that no large body is ever held whole, nor the answers to hundreds of items that all name one large header.
 """
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import NamedTuple, Protocol, TypeVar
 
 from aimx.imap import mime, response
 from aimx.imap.command import Body, Item, Section
@@ -33,6 +33,7 @@ class Slice(NamedTuple):
 
 
 Piece = bytes | Slice
+T = TypeVar("T")
 
 
 class Bodies(Protocol):
@@ -55,8 +56,12 @@ class Plan(NamedTuple):
 
     @property
     def batch(self) -> int:
-        """Rows to ask for at once: at most about 2 MiB of them."""
+        """Rows to ask for at once: of usual sizes at most about 2 MiB."""
         return 32 if self.body else 256 if self.header else 5000
+
+    def size(self, row: Row) -> int:
+        """Octets that come with a row."""
+        return (row.header_size if self.header else 0) + (row.body_size if self.body and row.body_size <= INLINE else 0)
 
 
 def plan(items: tuple[Item, ...]) -> Plan:
@@ -108,29 +113,35 @@ class Structures:
 
 async def respond(
     plan: Plan, number: int, row: Row, flags: frozenset[str], store: Bodies, structures: Structures
-) -> list[Piece]:
-    """`* number FETCH (…)` for one message; `flags` as this session shows them."""
+) -> AsyncIterator[Piece]:
+    """`* number FETCH (…)` for one message; `flags` as this session shows them. An item is made when asked for."""
     root = await structures.of(row, store) if plan.structure else None
-    out: list[Piece] = []
+    blocks: _Blocks = {}
     before = b"* %d FETCH (" % number
     for item in plan.items:
         if isinstance(item, Body):
-            found = await _section(item.section, row, root, store)
-            out += _written(before, item, found)
+            for piece in _written(before, item, await _section(item.section, row, root, store, blocks)):
+                yield piece
         elif item == "ENVELOPE":
-            out.append(before + b"ENVELOPE " + await _envelope(row.header or b""))
+            header = row.header or b""
+            yield before + b"ENVELOPE " + await _apart(len(header), lambda: mime.envelope(_block(header)))  # noqa: B023
         else:
-            out.append(before + _plain(item, row, flags, root))
+            yield before + _plain(item, row, flags, root)
         before = b" "
-    out.append(b")\r\n")
-    return out
+    yield b")\r\n"
 
 
-async def _envelope(header: bytes) -> bytes:
-    def written() -> bytes:
-        return mime.envelope(HeaderBlock.parse(header)[0])
+_Blocks = dict[tuple[int, int], HeaderBlock]
+"""The headers of one message that were looked through, by the offsets of their octets."""
 
-    return written() if len(header) < APART else await asyncio.to_thread(written)
+
+def _block(header: bytes) -> HeaderBlock:
+    return HeaderBlock.parse(header)[0]
+
+
+async def _apart(size: int, work: Callable[[], T]) -> T:
+    """Interpret so many octets, on a thread when they are many."""
+    return work() if size < APART else await asyncio.to_thread(work)
 
 
 def _plain(item: str, row: Row, flags: frozenset[str], root: mime.Part | None) -> bytes:
@@ -175,7 +186,9 @@ def _cut(pieces: Sequence[Piece], start: int, count: int) -> list[Piece]:
     return out
 
 
-async def _section(section: Section, row: Row, root: mime.Part | None, store: Bodies) -> list[Piece] | None:
+async def _section(
+    section: Section, row: Row, root: mime.Part | None, store: Bodies, blocks: _Blocks
+) -> list[Piece] | None:
     """RFC 3501 §6.4.5. None for what the message does not have."""
     header_size, size = row.header_size, row.header_size + row.body_size
     message: mime.Part | None = None
@@ -200,8 +213,12 @@ async def _section(section: Section, row: Row, root: mime.Part | None, store: Bo
         case "TEXT":
             return _range(row, start, end)
         case _:
-            octets = await _joined(_range(row, head, min(start, head + MAX_HEADER)), store)
-            return [_fields(octets, section)]
+            end = min(start, head + MAX_HEADER)
+            if (head, end) not in blocks:
+                octets = await _joined(_range(row, head, end), store)
+                blocks[head, end] = await _apart(len(octets), lambda: _block(octets))
+            block = blocks[head, end]
+            return [await _apart(end - head, lambda: _fields(block, section))]
 
 
 def _range(row: Row, low: int, high: int) -> list[Piece]:
@@ -227,11 +244,10 @@ async def _joined(pieces: Sequence[Piece], store: Bodies) -> bytes:
     return b"".join(out)
 
 
-def _fields(octets: bytes, section: Section) -> bytes:
+def _fields(block: HeaderBlock, section: Section) -> bytes:
     """The header fields asked for, or all others, with the empty line that ends every header."""
     wanted = {name.lower() for name in section.fields}
     inverse = section.what == "HEADER.FIELDS.NOT"
-    block = HeaderBlock.parse(octets)[0]
     kept = b"".join(field.raw for field in block.fields if (field.name in wanted) != inverse)
     if kept and not kept.endswith(b"\n"):
         kept += b"\r\n"

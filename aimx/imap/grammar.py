@@ -435,7 +435,11 @@ class Cursor:
             raise Bad("no such time zone")
         offset = timedelta(hours=int(zone_hours), minutes=int(zone_minutes))
         moment = _moment(day, month, year, int(hour), int(minute), int(second))
-        return int(moment.timestamp() - offset.total_seconds() * (1 if sign == b"+" else -1)) * 1000
+        try:
+            moment += offset if sign == b"-" else -offset
+        except OverflowError as error:
+            raise Bad("no such date") from error  # a year that could not be told in FETCH
+        return int(moment.timestamp()) * 1000
 
 
 def _name(raw: bytes) -> str:

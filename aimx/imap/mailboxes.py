@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from aimx.imap import response
 from aimx.imap.command import Create, List, Rename, Status, Subscribe
 from aimx.imap.errors import No
-from aimx.imap.listing import DELIMITER, Pattern, superiors
+from aimx.imap.listing import DELIMITER, MAX_PATTERN, Pattern, superiors
 from aimx.store.contract import INBOX, Mailbox, Store
 
 MAX_NAME = 255
@@ -43,7 +43,10 @@ async def list_subscribed(store: Store, owner: str, command: List) -> bytes:
 
 
 def _matching(names: Iterable[str], command: List) -> list[str]:
-    pattern = Pattern(_canonical_pattern(command.reference + command.pattern))
+    wanted = command.reference + command.pattern
+    if len(wanted) > MAX_PATTERN:
+        return []
+    pattern = Pattern(_canonical_pattern(wanted))
     return sorted((name for name in names if pattern.matches(name)), key=lambda name: (name != INBOX, name))
 
 
@@ -98,6 +101,11 @@ async def create(store: Store, owner: str, command: Create) -> None:
 
 async def rename(store: Store, owner: str, command: Rename) -> None:
     _check_name(command.new)
+    if command.old != INBOX:
+        # The levels below move along: theirs must be names that CREATE would take.
+        for box in await store.mailboxes(owner):
+            if box.name.startswith(command.old + DELIMITER):
+                _check_name(command.new + box.name.removeprefix(command.old))
     if command.new.startswith(command.old + DELIMITER) and command.old != INBOX:
         raise No("a mailbox cannot be moved into itself", "CANNOT")
     await store.rename_mailbox(owner, command.old, command.new)

@@ -7,7 +7,7 @@ untagged responses to the desk and returns the response code of the tagged OK, e
 import asyncio
 import time
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Protocol
 
 from aimx.imap import fetch as fetching
@@ -29,7 +29,12 @@ PICKUP = metrics.histogram("aimx.pickup.latency")
 
 SEARCHED = 256 * 1024
 """Octets of a body that SEARCH BODY decodes; of larger ones the rest is searched as it stands."""
-ROWS_A_WRITE = 500
+SENT_AT_ONCE = 64 * 1024
+"""Octets written before the peer is given time to take them."""
+HELD = 2 * 1024 * 1024
+"""Octets of rows held at a time: the peer may take its time."""
+FEW = 8
+"""So many rows are within `HELD`, whatever they hold."""
 A_TURN = 0.005
 """Seconds of work on the event loop before others have theirs."""
 
@@ -84,18 +89,35 @@ async def fetch(desk: Desk, command: Fetch) -> str:
     read: list[Row] = []
     try:
         for part in view.slices(ranges, plan.batch):
-            rows = await desk.store.fetch(
-                view.mailbox.key, part, header=plan.header, body=fetching.INLINE if plan.body else 0
-            )
-            found += len(rows)
             asked += _count(view, part)
-            await _send_rows(desk, plan, rows, read)
+            for held in await _holdable(desk, plan, part):
+                rows = await desk.store.fetch(
+                    view.mailbox.key, held, header=plan.header, body=fetching.INLINE if plan.body else 0
+                )
+                found += len(rows)
+                await _send_rows(desk, plan, rows, read)
     finally:
         # Also when the peer left in the middle: what was sent was read.
         if read:
             await _witness_read(desk, plan, trail, read, command.by_uid)
     # Some were expunged by others and this client cannot be told yet (RFC 2180 §4.1.2, RFC 5530).
     return "EXPUNGEISSUED" if found < asked else ""
+
+
+async def _holdable(desk: Desk, plan: fetching.Plan, part: Ranges) -> list[Ranges]:
+    """The messages of `part` in portions of at most `HELD` octets: 256 headers may be 64 MiB."""
+    view = desk.view
+    if not plan.header or _count(view, part) <= FEW:
+        return [part]
+    portions: list[list[int]] = [[]]
+    held = 0
+    for row in await desk.store.fetch(view.mailbox.key, part):
+        held += plan.size(row)
+        if held > HELD and portions[-1]:
+            portions.append([])
+            held = plan.size(row)
+        portions[-1].append(row.uid)
+    return [part] if len(portions) == 1 else [response.ranges(portion) for portion in portions]
 
 
 def _count(view: View, ranges: Ranges) -> int:
@@ -108,25 +130,28 @@ def _count(view: View, ranges: Ranges) -> int:
 async def _send_rows(desk: Desk, plan: fetching.Plan, rows: list[Row], read: list[Row]) -> None:
     """Those whose content is sent are added to `read`, without their octets."""
     view, turns = desk.view, _Turns()
-    for place, row in enumerate(rows):
+    written = 0
+    for row in rows:
         await turns.share()
         number = view.number(row.uid)
         if number is None:
             continue
-        flags = view.flags(row.uid, row.flags)
-        pieces = await fetching.respond(plan, number, row, flags, desk.store, desk.structures)
-        row.header = row.body = None
         if plan.content:
             read.append(row)
-        for piece in pieces:
+        flags = view.flags(row.uid, row.flags)
+        async for piece in fetching.respond(plan, number, row, flags, desk.store, desk.structures):
             if isinstance(piece, fetching.Slice):
                 async for octets in fetching.read_slice(desk.store, piece):
                     desk.out.write(octets)
                     await desk.out.drain()
-            else:
-                desk.out.write(piece)
-        if plan.body or place % ROWS_A_WRITE == ROWS_A_WRITE - 1:
-            await desk.out.drain()
+                continue
+            desk.out.write(piece)
+            written += len(piece)
+            if written >= SENT_AT_ONCE:
+                written = 0
+                await desk.out.drain()
+                await turns.share()
+        row.header = row.body = None
     await desk.out.drain()
 
 
@@ -279,7 +304,12 @@ async def _decide(desk: Desk, criteria: searching.Criteria, uids: list[int]) -> 
         )
         for row in rows:
             beyond = await _beyond(desk, criteria, row) if needs.body and row.body is None else b""
-            if searching.holds(criteria, _candidate(row, beyond)):
+            size = len(row.header or b"") + len(row.body or beyond)
+            if size < fetching.APART:
+                holds = searching.holds(criteria, _candidate(row, beyond))
+            else:
+                holds = await asyncio.to_thread(lambda: searching.holds(criteria, _candidate(row, beyond)))  # noqa: B023
+            if holds:
                 held.append(row.uid)
             await turns.share()
     return held
@@ -295,8 +325,9 @@ def _candidate(row: Row, beyond: bytes) -> searching.Candidate:
         row.internal_ms,
         row.header_size + row.body_size,
         block,
-        partial(searching.header_text, header, block),
-        partial(mime.text_of, header, body),
+        cache(lambda name: [value.casefold() for value in block.get_all(name)]),
+        cache(partial(searching.header_text, header, block)),
+        cache(partial(mime.text_of, header, body)),
     )
 
 

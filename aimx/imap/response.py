@@ -40,9 +40,13 @@ def flags(held: frozenset[str]) -> bytes:
     return b"(" + " ".join(sorted(held, key=lambda flag: (flag[0] != "\\", flag))).encode("ascii", "replace") + b")"
 
 
+_FIRST = int(datetime(1, 1, 1, tzinfo=UTC).timestamp())
+_LAST = int(datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC).timestamp())
+
+
 def internal_date(t_ms: int) -> bytes:
     """`"01-Feb-2026 12:00:00 +0000"` for Unix milliseconds."""
-    at = datetime.fromtimestamp(t_ms // 1000, UTC)
+    at = datetime.fromtimestamp(min(max(t_ms // 1000, _FIRST), _LAST), UTC)
     return f'"{at.day:2d}-{MONTHS[at.month - 1]}-{at.year:04d} {at:%H:%M:%S} +0000"'.encode("ascii")
 
 

@@ -35,6 +35,8 @@ from aimx.store.search import (
 MAX_DEPTH = 50
 """Of what is left when ORs of ORs and ANDs of ANDs are joined; a store may recurse that far."""
 MAX_KEYS = 20_000
+MAX_TEXTS = 200
+"""Keys that look into the messages themselves: each costs a pass over every candidate's text."""
 _MAX_UID = 1 << 32
 _EPOCH = date(1970, 1, 1).toordinal()
 
@@ -89,6 +91,7 @@ def _parse_keys(cursor: Cursor, word: str, encoding: str) -> Criteria:
     """`word` is the first key's name when the caller has taken it already."""
     out: list[Leaf | Numbers | Join] = []
     stack = [_Open("and", None)]
+    looks = 0
     while True:
         top = stack[-1]
         if not word and cursor.accept(b"("):
@@ -106,7 +109,8 @@ def _parse_keys(cursor: Cursor, word: str, encoding: str) -> Criteria:
         else:
             out.append(Numbers(False, cursor.sequence_set()))
         word = ""
-        if len(out) > MAX_KEYS:
+        looks += isinstance(out[-1], Header | Text | Sent)
+        if len(out) > MAX_KEYS or looks > MAX_TEXTS:
             raise No("too many search keys", "LIMIT")
         # Close what this key completes.
         while len(stack) > 1 and (
@@ -298,13 +302,15 @@ def needs(criteria: Criteria) -> Needs:
 
 
 class Candidate(NamedTuple):
-    """A message as SEARCH sees it. The texts come case-folded, made when first asked for."""
+    """A message as SEARCH sees it. The texts come case-folded; each is made once at most, when first asked for."""
 
     uid: int
     flags: frozenset[str]
     internal_ms: int
     size: int
     header: HeaderBlock
+    field_texts: Callable[[str], list[str]]
+    """Of every field of that name."""
     header_text: Callable[[], str]
     body_text: Callable[[], str]
 
@@ -340,7 +346,7 @@ def _leaf_holds(key: Leaf | Numbers, candidate: Candidate) -> bool:
             return candidate.size > octets if op == ">" else candidate.size < octets
         case Header(field, text):
             wanted = text.casefold()
-            return any(wanted in value.casefold() for value in candidate.header.get_all(field))
+            return any(wanted in value for value in candidate.field_texts(field))
         case Sent(low, high):
             day = mime.sent_day(candidate.header)
             return day is not None and (low is None or day >= low) and (high is None or day < high)

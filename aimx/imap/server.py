@@ -17,7 +17,7 @@ from aimx.identity.agents import Directory
 from aimx.imap.errors import Bye
 from aimx.imap.fetch import Structures
 from aimx.imap.grammar import BEFORE_LOGIN, Continue, Framer, Limits, Raw, Refused
-from aimx.imap.session import CLOSED, Gone, Intake, Services, Session, State
+from aimx.imap.session import Gone, Intake, Services, Session, State, unwelcome
 from aimx.listener import CLOSE_WITHIN, Listener, cancelled
 from aimx.store.contract import Store, Unavailable
 from aimx.telemetry import metrics
@@ -27,6 +27,8 @@ log = logging.getLogger("aimx.imap")
 
 COMMAND_WITHIN = 120.0
 """Seconds without an octet in the middle of a command: it may hold memory, so it may not dawdle like an idle client."""
+SHARES = 4
+"""One agent may have one in so many octets of the node's budget for unfinished messages, and always one message."""
 TAKE_WITHIN = 300.0
 """Seconds a peer may leave what we send unread."""
 SWEEP_EVERY = 2.0
@@ -63,8 +65,9 @@ class Connection(asyncio.Protocol):
     """One client. It is the session's `Wire`. All of it runs on the event loop."""
 
     __slots__ = (
-        "_charged", "_farewell", "_framer", "_lost", "_moved", "_out", "_out_size", "_poked", "_reading_paused",
-        "_room", "_server", "_since", "_socket", "_task", "_upgrading", "_waiter", "_wakes_on_poke",
+        "_began", "_charged", "_farewell", "_framer", "_lost", "_moved", "_out", "_out_size", "_poked",
+        "_reading_paused", "_received", "_room", "_server", "_since", "_socket", "_task", "_upgrading", "_waiter",
+        "_wakes_on_poke",
         "peer", "secure", "session", "stranger",
     )  # fmt: skip
 
@@ -75,7 +78,7 @@ class Connection(asyncio.Protocol):
         self.stranger = True
         """Has not signed in."""
         self.session: Session | None = None
-        self._framer = Framer(BEFORE_LOGIN, server.door.budget.take)
+        self._framer = Framer(BEFORE_LOGIN, self._reserve)
         self._charged = 0  # octets of the command in hand, to be given back to the budget
         self._socket: asyncio.Transport | None = None
         self._task: asyncio.Task[None] | None = None
@@ -87,6 +90,8 @@ class Connection(asyncio.Protocol):
         self._reading_paused = self._upgrading = self._lost = False
         self._farewell: str | None = None  # what to say once the command in hand is done
         self._since = self._moved = server.loop.time()
+        self._began: float | None = None  # when the command that is coming in was first looked at
+        self._received = 0  # octets since then
 
     # --- what the event loop calls ---
 
@@ -99,6 +104,7 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._moved = self._server.loop.time()
+        self._received += len(data)
         self._framer.feed(data)
         if self._waiter is not None:
             self._wake()
@@ -148,11 +154,20 @@ class Connection(asyncio.Protocol):
     def _finish(self) -> None:
         self._server.closed(self)
 
+    def _reserve(self, octets: int) -> bool:
+        return self._server.take(self._owner, octets)
+
     def _give_back(self) -> None:
         held = self._charged + self._framer.reserved
         self._charged = self._framer.reserved = 0
         if held:
-            self._server.door.budget.give(held)
+            self._server.give(self._owner, held)
+
+    @property
+    def _owner(self) -> str:
+        """Whose share of the budget it is; all strangers have one together."""
+        agent = self.session.agent if self.session is not None else None
+        return agent.address if agent is not None else ""
 
     # --- the session's wire: reading ---
 
@@ -164,7 +179,7 @@ class Connection(asyncio.Protocol):
 
     async def command(self) -> Raw | Refused:
         if self._charged:
-            self._server.door.budget.give(self._charged)
+            self._server.give(self._owner, self._charged)
             self._charged = 0
         while True:
             if self._farewell and self._framer.idle:
@@ -172,8 +187,10 @@ class Connection(asyncio.Protocol):
             event = self._framer.next()
             if isinstance(event, Raw):
                 self._charged = event.reserved
+                self._began = None
                 return event
             if isinstance(event, Refused):
+                self._began = None
                 self._give_back()
                 return event
             if isinstance(event, Continue):
@@ -285,9 +302,20 @@ class Connection(asyncio.Protocol):
         if self._waiter is None:
             self._moved = now  # it is us who are slow
             return
-        allowed = settings.idle_timeout if self._framer.idle else min(COMMAND_WITHIN, settings.idle_timeout)
-        if now - self._moved > allowed or (self.stranger and now - self._since > settings.login_timeout):
+        if self._framer.idle:
+            self._began = None
+            late = now - self._moved > settings.idle_timeout
+        else:
+            allowed = min(COMMAND_WITHIN, settings.idle_timeout)
+            late = now - self._moved > allowed or self._dawdles(now, allowed)
+        if late or (self.stranger and now - self._since > settings.login_timeout):
             self._end("too slow, closing")
+
+    def _dawdles(self, now: float, allowed: float) -> bool:
+        """Whether a command comes in more slowly than a message over SMTP may: it must not hold memory for ever."""
+        if self._began is None:
+            self._began, self._received = now, 0
+        return now - self._began > allowed + self._received / self._server.door.settings.smtp.min_rate
 
     def leave(self, why: str = STOPPING) -> None:
         """Finish the command in hand, then say why and close; an idle client is told at once."""
@@ -325,6 +353,8 @@ class Server(Listener[Connection]):
             door.settings.node,
             settings.max_errors,
         )
+        self._held: Counter[str] = Counter()
+        """Octets of the budget, by who has them."""
         self._sweeper = self.loop.create_task(self._sweep(), name="aimx-imap-sweep")
         self._accounts: asyncio.Task[None] | None = None
         self._unsubscribe = door.store.subscribe("agents", self._agents_changed)
@@ -352,6 +382,23 @@ class Server(Listener[Connection]):
             for connection in list(self._connections):
                 connection.sweep(now)
 
+    # --- who holds memory ---
+
+    def take(self, owner: str, octets: int) -> bool:
+        """Take from the node's budget, within the share of one owner: nobody alone keeps all others from storing."""
+        settings = self.door.settings
+        share = max(settings.smtp.byte_budget // SHARES, settings.imap.max_literal)
+        if self._held[owner] + octets > share or not self.door.budget.take(octets):
+            return False
+        self._held[owner] += octets
+        return True
+
+    def give(self, owner: str, octets: int) -> None:
+        self.door.budget.give(octets)
+        self._held[owner] -= octets
+        if not self._held[owner]:
+            del self._held[owner]  # owners come and go for ever
+
     # --- closed accounts ---
 
     def _agents_changed(self) -> None:
@@ -360,14 +407,15 @@ class Server(Listener[Connection]):
             self._accounts = self.hold(self._close_accounts())
 
     async def _close_accounts(self) -> None:
-        """End the sessions of agents that were disabled or removed, also those that only wait."""
+        """End the sessions of agents that were disabled, removed or got another password, also those that only wait."""
         await asyncio.sleep(ACCOUNTS_AFTER)
         self._accounts = None
         try:
-            welcome = {agent.address for agent in await self.door.store.agents() if not agent.disabled}
+            agents = {agent.address: agent for agent in await self.door.store.agents()}
         except Unavailable:
             return  # every command asks again
         for connection in self._connections:
-            owner = connection.session.owner if connection.session else None
-            if owner is not None and owner not in welcome:
-                connection.leave(CLOSED)
+            agent = connection.session.agent if connection.session else None
+            why = unwelcome(agent, agents.get(agent.address)) if agent is not None else None
+            if why is not None:
+                connection.leave(why)

@@ -58,6 +58,7 @@ SIGN_INS = metrics.counter("aimx.auth.attempts")  # door, mechanism, outcome
 MAX_RESPONSE = 12_288
 """Octets of one line of a SASL exchange."""
 CLOSED = "this account was closed"
+CHANGED = "your password was changed; sign in again"
 MAX_FAILURES = 5
 """Failed sign-ins of one connection."""
 
@@ -296,10 +297,10 @@ class Session:
         return Answer("")
 
     async def _still_welcome(self, agent: Agent) -> None:
-        """Disabling or removing an agent ends its sessions, at their next command at the latest."""
-        now = await self._services.directory.agent(agent.address)
-        if now is None or now.disabled:
-            raise Bye(CLOSED)
+        """Another password, disabling or removing an agent ends its sessions, at their next command at the latest."""
+        why = unwelcome(agent, await self._services.directory.agent(agent.address))
+        if why is not None:
+            raise Bye(why)
 
     def _leave(self) -> None:
         self.state = State.LOGOUT
@@ -384,9 +385,9 @@ class Session:
     # --- choosing a mailbox ---
 
     @property
-    def owner(self) -> str | None:
-        """Whose mailboxes they are; None until somebody signed in."""
-        return self._agent.address if self._agent is not None else None
+    def agent(self) -> Agent | None:
+        """Who signed in, as it was then."""
+        return self._agent
 
     @property
     def _owner(self) -> str:
@@ -535,6 +536,13 @@ class Session:
 
 
 # --- helpers ---------------------------------------------------------------------------------------------------------
+
+
+def unwelcome(then: Agent, now: Agent | None) -> str | None:
+    """Why who signed in as `then` must leave, or None; `now` is what is known of the agent now."""
+    if now is None or now.disabled:
+        return CLOSED
+    return CHANGED if now.credential != then.credential else None
 
 
 def _selected(view: View, keywords: tuple[str, ...], first_unseen: int | None, uidnext: int) -> bytes:

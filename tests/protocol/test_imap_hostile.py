@@ -5,12 +5,15 @@ as if nothing had happened, and the server's memory is where it was.
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
 
-from tests.protocol.imap_world import MESSAGE, PATIENCE, Client, World, world
+from aimx.identity import scram
+from aimx.imap.server import ACCOUNTS_AFTER
+from tests.protocol.imap_world import ALICE, BOB, MESSAGE, PATIENCE, Client, World, world
 
 MIB = 1024 * 1024
 
@@ -267,3 +270,114 @@ async def test_a_message_made_to_be_slow_holds_up_nobody(here: World, message: b
         await _unharmed(bystander, "a message made to be slow")
         await asyncio.sleep(0.01)
     assert (await answer)[1] == b"OK SEARCH done"
+
+
+BIG_HEADER = b"".join(b"X-%d: %b\r\n" % (n, b"y" * 900) for n in range(250)) + b"\r\nbody"
+"""225 KiB."""
+
+
+async def test_hundreds_of_items_of_one_large_header_hold_up_nobody(here: World) -> None:
+    await here.deliver()
+    await here.deliver(b"".join(b"H%d:\r\n" % n for n in range(25_000)) + b"\r\nbody")
+    bystander, client = await here.client(), await here.client()
+    items = b" ".join(b"BODY.PEEK[HEADER.FIELDS.NOT (a%d)]" % n for n in range(100))
+    client.send(b"a UID FETCH 2 (%b)\r\n" % items)
+    answer = asyncio.ensure_future(client.until(b"a"))
+    worst = 0.0
+    while not answer.done():
+        started = time.monotonic()
+        await _unharmed(bystander, "many items")
+        worst = max(worst, time.monotonic() - started)
+        await asyncio.sleep(0.01)
+    assert (await answer)[1] == b"OK UID FETCH done"
+    assert worst < 1.0
+
+
+@pytest.mark.parametrize(
+    "items",
+    [b"BODY.PEEK[HEADER]", b"(" + b" ".join(b"BODY.PEEK[HEADER]<0.%d>" % (300_000 + n) for n in range(60)) + b")"],
+    ids=["many messages", "many items"],
+)
+async def test_large_headers_that_nobody_takes_hold_no_memory(here: World, items: bytes) -> None:
+    await here.deliver()
+    for _ in range(200):
+        await here.deliver(BIG_HEADER)
+    bystander, client = await here.client(), await here.client()
+    client.writer.transport.pause_reading()  # type: ignore[attr-defined]
+    before = psutil.Process().memory_info().rss
+    client.send(b"a UID FETCH 2:* %b\r\n" % items)
+    for _ in range(50):
+        await _unharmed(bystander, "large headers")
+        await asyncio.sleep(0.02)
+    assert psutil.Process().memory_info().rss - before < 24 * MIB
+
+
+async def test_a_search_for_thousands_of_texts_is_refused_and_for_many_holds_up_nobody(here: World) -> None:
+    await here.deliver()
+    await here.deliver(b"Subject: big\r\n\r\n" + b"x" * 79 * 3000)
+    bystander, client = await here.client(), await here.client()
+    assert (await client.ask(b"SEARCH" + b" BODY x" * 8000))[1].startswith(b"NO [LIMIT] ")
+    client.send(b"a SEARCH" + b" BODY xxxxxxxx" * 200 + b"\r\n")
+    answer = asyncio.ensure_future(client.until(b"a"))
+    while not answer.done():
+        await _unharmed(bystander, "many texts")
+        await asyncio.sleep(0.01)
+    assert await answer == ([b"* SEARCH 2"], b"OK SEARCH done")
+
+
+async def test_one_agent_alone_cannot_keep_others_from_storing(here: World) -> None:
+    here.budget.limit = 64 * MIB + 1000
+    greedy = [await here.client() for _ in range(3)]
+    for client in greedy:
+        client.send(b"a APPEND INBOX {30000000}\r\n")
+    said = [await client.line() for client in greedy]
+    assert [line.split(b" ")[0] for line in said] == [b"+", b"+", b"a"]
+    assert said[2].startswith(b"a NO [LIMIT] ")
+    other = await here.client(BOB)
+    assert (await other.append(MESSAGE)).startswith(b"OK [APPENDUID ")
+    for client in greedy:
+        await client.close()
+
+
+async def test_an_upload_that_trickles_is_let_go(tmp_path: Path) -> None:
+    async with world(tmp_path, idle_timeout=1.0) as here:
+        client = await here.client()
+        client.send(b"a APPEND INBOX {1000000}\r\n")
+        assert await client.line() == b"+ go ahead"
+        said = asyncio.ensure_future(client.at_end())
+        async with asyncio.timeout(PATIENCE):
+            while not said.done():
+                client.send(b"x")
+                await asyncio.sleep(0.2)
+        assert (await said).endswith(b"* BYE too slow, closing\r\n")
+        assert here.budget.held == 0
+
+
+async def test_another_password_ends_open_sessions_also_those_that_wait(here: World) -> None:
+    working, waiting, other = await here.client(), await here.client(), await here.client(BOB)
+    waiting.send(b"i IDLE\r\n")
+    assert await waiting.line() == b"+ idling"
+    agent = await here.store.agent(ALICE)
+    assert agent is not None
+    await here.store.update_agent(replace(agent, max_unacked=9), [])
+    await asyncio.sleep(2 * ACCOUNTS_AFTER)
+    await working.ok(b"NOOP")
+    await here.store.update_agent(replace(agent, credential=scram.derive("another")), [])
+    for client in (working, waiting):
+        assert await client.at_end() == b"* BYE your password was changed; sign in again\r\n"
+    await other.ok(b"NOOP")
+
+
+@pytest.mark.parametrize("date", [b"01-Jan-0001 00:00:00 +1200", b"31-Dec-9999 23:59:59 -0100"])
+async def test_a_date_that_cannot_be_told_is_not_taken(here: World, date: bytes) -> None:
+    client = await here.client()
+    assert (await client.ask(b'APPEND INBOX "%b" {1+}\r\nx' % date))[1] == b"BAD no such date"
+    await client.append(MESSAGE)
+    await client.ok(b"UID FETCH 1:* INTERNALDATE")
+
+
+async def test_renaming_makes_no_names_that_create_would_not(here: World) -> None:
+    client = await here.client()
+    await client.ok(b"CREATE " + b"a/" + b"b" * 200)
+    assert (await client.ask(b"RENAME a " + b"c" * 100))[1].startswith(b"NO [CANNOT]")
+    await client.ok(b"RENAME a ccc")

@@ -207,7 +207,7 @@ def test_deciding_in_postfix_is_deciding_the_tree(text: str, flags: set[str], ui
     from aimx.message.header import HeaderBlock
 
     keys = numbered(parse_criteria(Cursor(Raw([text.encode()]))), view(1, 2).ranges, ())
-    candidate = Candidate(uid, frozenset(flags), 0, size, HeaderBlock([]), str, str)
+    candidate = Candidate(uid, frozenset(flags), 0, size, HeaderBlock([]), lambda name: [], str, str)
 
     def decide(key: object) -> bool:
         match key:
