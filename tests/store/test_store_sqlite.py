@@ -15,7 +15,7 @@ import pytest
 
 from aimx.store.contract import MailboxKey, MessageFilter, Placed, Store, StoreError, Unavailable
 from aimx.store.search import HasFlag
-from aimx.store.sqlite import SqliteStore, connection, writer
+from aimx.store.sqlite import SqliteStore, connection, lookup, writer
 from tests.store.conftest import ALICE, BOB, key_of
 from tests.store.factory import filed, new_agent, new_event, new_message, new_target, nothing, span, telling
 
@@ -107,6 +107,13 @@ async def test_hot_statements_walk_no_whole_table(
                 scans[statement] = bad
     assert scans == {}
     assert len(statements) > 60
+
+
+async def test_looking_up_a_trace_does_not_walk_all_that_the_agent_ever_had(path: Path) -> None:
+    connection.create(path)
+    with sqlite3.connect(path) as db:
+        plan = [row[3] for row in db.execute(f"EXPLAIN QUERY PLAN {lookup._TRACED_AND_PAST}", ("a", b"", "k", 0, 1))]
+    assert "SEARCH party USING INDEX party_trace (address=? AND trace=?)" in plan
 
 
 def is_whole_table(line: str) -> bool:

@@ -110,8 +110,13 @@ _BORNE = (
     f" ORDER BY role = {FILED}, message DESC LIMIT 1"
 )
 _NAMED = f"{_ANCESTOR} message m WHERE m.id = ({_BORNE})"
-_NEWEST = "SELECT max(message) FROM party WHERE address = ?1 AND trace = ?2 AND role = 3"
-_TRACED = f"{_ANCESTOR} message m WHERE m.id = ({_NEWEST})"
+# The planner, left alone, walks all messages of the address: it cannot know how rare a trace is.
+_NEWEST = "SELECT max(message) FROM party INDEXED BY party_trace WHERE address = ?1 AND trace = ?2 AND role = 3"
+_PAST = (
+    "SELECT * FROM (SELECT 0, sender, recipients, payload, template, depth, t_ms, message, n, first_ms, NULL FROM chain"
+    " WHERE loop_key = ?3 AND message > ?4 ORDER BY message DESC LIMIT ?5)"
+)
+_TRACED_AND_PAST = _ANCESTOR.replace("SELECT", "SELECT 1,") + f"message m WHERE m.id = ({_NEWEST}) UNION ALL {_PAST}"
 MAX_REFERENCES = 100
 """The newest so many of a References field are looked up. RFC 5322 §3.6.4 sets no limit; a sender could."""
 
@@ -126,18 +131,21 @@ def lineage(
     workflow: str | None,
     window: int,
 ) -> Lineage:
-    replied = _ancestor(db, _NAMED, sender, in_reply_to) if in_reply_to else None
+    replied = _ancestor(db, sender, in_reply_to) if in_reply_to else None
     referenced = None
     for reference in list(references)[: -MAX_REFERENCES - 1 : -1]:
         same = replied is not None and reference == in_reply_to
-        referenced = replied if same else _ancestor(db, _NAMED, sender, reference)
+        referenced = replied if same else _ancestor(db, sender, reference)
         if referenced is not None:
             break
-    traced = _ancestor(db, _TRACED, sender, trace_id) if trace_id else None
-    ancestor = replied or referenced or traced
-    loop_key = workflow or (ancestor.loop_key if ancestor else None) or (trace_id.hex() if trace_id else None)
-    known = _NO_PAST if loop_key is None else pasts.read(db, loop_key, window)
-    return Lineage(replied, referenced, traced, loop_key, known.past[:window], known.total, known.first_ms)
+    answered = replied or referenced
+    # Most messages name a trace and answer nothing: for these one statement finds both trace and past.
+    key = workflow or (answered.loop_key if answered else None) or (trace_id.hex() if trace_id else None)
+    traced, known = pasts.read(db, key or "", window, sender, trace_id)
+    if traced is not None and traced.loop_key and not workflow and answered is None and traced.loop_key != key:
+        key = traced.loop_key
+        _, known = pasts.read(db, key, window, sender, None)
+    return Lineage(replied, referenced, traced, key, known.past[:window], known.total, known.first_ms)
 
 
 class _Known(NamedTuple):
@@ -164,27 +172,32 @@ class Pasts:
     def __init__(self) -> None:
         self._kept: dict[str, _Known] = {}
 
-    def read(self, db: sqlite3.Connection, loop_key: str, window: int) -> _Known:
+    def read(
+        self, db: sqlite3.Connection, loop_key: str, window: int, sender: str, trace_id: bytes | None
+    ) -> tuple[Ancestor | None, _Known]:
+        """With the newest of the trace that `sender` was given; by one statement, for each gives way to the writer."""
         keep = window <= self.WINDOW
         known = self._kept.pop(loop_key, _NO_PAST) if keep else _NO_PAST
         found = db.execute(
-            "SELECT sender, recipients, payload, template, depth, t_ms, message, n, first_ms FROM chain"
-            " WHERE loop_key = ? AND message > ? ORDER BY message DESC LIMIT ?",
-            (loop_key, known.newest, max(window, self.WINDOW)),
+            _PAST if trace_id is None else _TRACED_AND_PAST,
+            (sender, trace_id, loop_key, known.newest, max(window, self.WINDOW)),
         ).fetchall()
+        traced = _as_ancestor(found.pop(0)[1:]) if found and found[0][0] else None
         if found:
-            newer = tuple(Past(row[0], tuple(json.loads(row[1])), *row[2:6]) for row in found)
-            known = _Known(found[0][6], (newer + known.past)[: max(window, self.WINDOW)], *found[0][7:])
+            newer = tuple(Past(row[1], tuple(json.loads(row[2])), *row[3:7]) for row in found)
+            known = _Known(found[0][7], (newer + known.past)[: max(window, self.WINDOW)], *found[0][8:10])
         if keep and known.newest:
             self._kept[loop_key] = known  # last in, so that the first is the one unused longest
             if len(self._kept) > self.MOST:
                 del self._kept[next(iter(self._kept))]
-        return known
+        return traced, known
 
 
-def _ancestor(db: sqlite3.Connection, sql: str, sender: str, by: str | bytes) -> Ancestor | None:
-    row = db.execute(sql, (sender, by)).fetchone()
-    if row is None:
-        return None
+def _ancestor(db: sqlite3.Connection, sender: str, message_id: str) -> Ancestor | None:
+    row = db.execute(_NAMED, (sender, message_id)).fetchone()
+    return None if row is None else _as_ancestor(row)
+
+
+def _as_ancestor(row: tuple[Any, ...]) -> Ancestor:
     eid, message_id, trace, span, trace_flags, tracestate, baggage, depth, workflow, loop_key = row
     return Ancestor(eid, message_id, SpanRef(trace, span), trace_flags, tracestate, baggage, depth, workflow, loop_key)

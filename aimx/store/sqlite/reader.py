@@ -29,8 +29,14 @@ class Reader:
         self._near = connect(path, write=False, busy_s=0.05)
 
     def near(self, read: "Callable[[sqlite3.Connection], T]") -> T:
-        """On the event loop's thread. For bounded point look-ups only."""
-        return _snapshot(self._near, read)
+        """On the event loop's thread. For bounded point look-ups only, each statement with a snapshot of its own.
+
+        Every statement lets go of the interpreter, and beside a busy writer waits to get it back: so no BEGIN here.
+        """
+        try:
+            return read(self._near)
+        except sqlite3.Error as error:
+            raise refusal(error) from error
 
     async def far(self, read: "Callable[[sqlite3.Connection], T]") -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, self._borrow, read)
