@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from aimx.sdk.client import AsyncClient, Sent, connect
     from aimx.sdk.errors import (
         AimxError,
+        InvalidMessage,
         LoopRefused,
         NoReply,
         NotConfigured,
@@ -35,6 +36,7 @@ __all__ = [
     "Account",
     "AimxError",
     "AsyncClient",
+    "InvalidMessage",
     "LoopRefused",
     "Message",
     "NoReply",

@@ -83,6 +83,8 @@ def find(
     ca = os.fspath(ca) if ca is not None else None
     if "://" in place:
         return _from_url(place, agent, password, ca or env.get("AIMX_CA"))
+    if not Path(place).exists() and (where is not None or "AIMX_URL" in env):
+        raise NotConfigured(f"{place!r} is neither an aimx:// URL nor a node's folder; start one with `aimx serve`")
     agent = agent or env.get("AIMX_ADDRESS")
     password = password or env.get("AIMX_PASSWORD")
     if not agent or not password:
@@ -117,7 +119,7 @@ def _from_ready(path: Path, agent: str, password: str, ca: str | None) -> Accoun
         smtp, imap = _door(ready["smtps"]), _door(ready["imaps"])
     except FileNotFoundError:
         raise NotConfigured(
-            f"no node runs in {str(path)!r} (no {file.name} there); start one with `aimx serve`"
+            f"no node runs in {str(path)!r} (no {READY_FILE} there); start one with `aimx serve --data {path}`"
         ) from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise NotConfigured(f"{str(file)!r} is not a node's ready file") from None

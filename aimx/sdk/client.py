@@ -11,7 +11,7 @@ from typing import NamedTuple, Self
 from aimx.message.identifier import new_eid
 from aimx.sdk import letter, trace
 from aimx.sdk.account import Account, find
-from aimx.sdk.errors import AimxError, NoReply, Undelivered
+from aimx.sdk.errors import AimxError, InvalidMessage, NoReply, Undelivered
 from aimx.sdk.inbox import Inbox
 from aimx.sdk.message import Message
 from aimx.sdk.outbox import Outbox
@@ -98,11 +98,12 @@ class AsyncClient:
         an answer to that message. `priority`: -9 to 9, above 0 only for agents that may (RFC 6710). `message_id`:
         choose it yourself to find the message again after `Unconfirmed`.
 
-        Raises Refused, LoopRefused, SignInFailed, Unreachable, Unconfirmed; TypeError for a payload that has no form.
+        Raises Refused, LoopRefused, SignInFailed, Unreachable, Unconfirmed; InvalidMessage and PayloadError (both
+        also ValueError) for what cannot be said in a mail.
         """
         recipients = [self._full(address) for address in ([to] if isinstance(to, str) else to)]
         if not recipients:
-            raise ValueError("a message needs a recipient")
+            raise InvalidMessage("a message needs a recipient")
         source = reply_to or _processed.get()
         workflow = workflow or (source.workflow if source else None)
         message_id = message_id or f"<{new_eid().lower()}@{self.account.domain}>"
@@ -146,7 +147,7 @@ class AsyncClient:
     ) -> Sent:
         """Answer a message: to its sender, in its thread, workflow and trace, also outside of `process`."""
         if not message.reply_address:
-            raise ValueError("nobody is waiting for a reply: the message names no sender")
+            raise InvalidMessage("nobody is waiting for a reply: the message names no sender")
         with trace.continuing(message.context):
             return await self.send(
                 message.reply_address,
@@ -174,6 +175,7 @@ class AsyncClient:
     ) -> Message:
         """Send, and wait up to `timeout` seconds for the reply, which is acknowledged and kept from `inbox`.
 
+        The acknowledgement is under way when this returns; `close` waits for it.
         Raises NoReply; Undelivered when the node gives the request up; and what `send` raises.
         """
         message_id = f"<{new_eid().lower()}@{self.account.domain}>"
@@ -194,28 +196,33 @@ class AsyncClient:
                     reply = await future
             except TimeoutError:
                 raise NoReply(f"{to} did not reply within {timeout:g} s") from None
-            await self.ack(reply)
+        reply.acknowledged = True
+        self._inbox.settle(self._settle(reply))  # who asked need not wait until the node has written that down
         if reply.is_notice:
             raise Undelivered(f"the request to {to} could not be delivered: {letter.notice(reply)}", reply)
         return reply
 
     # ── receiving ────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def inbox(self) -> AsyncGenerator[Message, None]:
+    def inbox(self, *, follow: bool = True) -> AsyncGenerator[Message, None]:
         """`async for message in me.inbox():` every message not yet acknowledged, then each new one as it comes.
 
+        With `follow=False` it ends when nothing is left that was there, instead of waiting for more.
         Waits in IDLE, never polls, and survives a restart of the node. A message that is not acknowledged is handed
         out again by the next `inbox()`. Several loops over one client share the mail.
         """
-        return self._inbox.messages()
+        return self._inbox.messages(follow=follow)
 
     async def ack(self, message: Message) -> None:
         """Mark the message done (`$AimxDone`). Doing it twice does no harm."""
+        await self._settle(message)
+        message.acknowledged = True
+
+    async def _settle(self, message: Message) -> None:
         about = trace.describe("ack", "settle", workflow=message.workflow, agent=self.account.name)
         about |= {"messaging.message.id": message.id}
         with trace.acknowledging(message.context, about):
             await self._inbox.done(message.uid)
-        message.acknowledged = True
 
     @asynccontextmanager
     async def process(self, message: Message, *, ack: bool = True) -> AsyncGenerator[Message, None]:
@@ -241,7 +248,7 @@ class AsyncClient:
     def _full(self, address: str) -> str:
         address = address.strip().lower()
         if any(char in address for char in "\r\n\0<> ") or not address:
-            raise ValueError(f"{address!r} is no address")
+            raise InvalidMessage(f"{address!r} is no address")
         return address if "@" in address else f"{address}@{self.account.domain}"
 
 

@@ -1,5 +1,8 @@
 """What can go wrong for an agent, one type for each thing it might do about it. All are `AimxError`."""
 
+import socket
+import ssl
+
 
 class AimxError(Exception):
     """Anything the SDK raises on purpose."""
@@ -7,6 +10,10 @@ class AimxError(Exception):
 
 class NotConfigured(AimxError, ValueError):
     """It is not known which node, or as whom. The text says what to give."""
+
+
+class InvalidMessage(AimxError, ValueError):
+    """What was given cannot be said in a mail: an address, a header, an identifier. Nothing was sent."""
 
 
 class Unreachable(AimxError, ConnectionError):
@@ -69,3 +76,21 @@ class Undelivered(AimxError):
     def __init__(self, text: str, notice: object) -> None:
         super().__init__(text)
         self.notice = notice
+
+
+def reason(error: BaseException, ca: str | None = None) -> str:
+    """Why a connection could not be made, in words a user can do something with."""
+    cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
+    match cause:
+        case ssl.SSLCertVerificationError():
+            trusted = f"the authority in {ca}" if ca else "an authority this system trusts"
+            return f"the certificate is not of {trusted}; trust the node's tls/ca.pem"
+        case ssl.SSLError(reason="WRONG_VERSION_NUMBER"):
+            return "TLS is not spoken there; use the node's smtps and imaps ports"
+        case ConnectionRefusedError():
+            return "nobody listens there; is the node running?"
+        case socket.gaierror():
+            return "there is no such host"
+        case TimeoutError():
+            return "no answer"
+    return " ".join(str(cause).split()) or type(cause).__name__

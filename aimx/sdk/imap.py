@@ -4,7 +4,8 @@ Enough of RFC 3501 for an agent that reads its mail (AUTHENTICATE PLAIN, SELECT,
 with IDLE (RFC 2177) and SASL-IR (RFC 4959). Rules:
 
 - Answers to commands come in the order of the commands. Untagged data belongs to the oldest command not yet
-  completed; EXISTS is reported besides as `Arrived`, whenever it comes.
+  completed; EXISTS and EXPUNGE are reported besides as `Arrived` and `Expunged`, whenever they come, and FETCH as
+  `Fetched`, so that a message can be worked on before the server has written down that it was read.
 - IDLE is a command like others that `done()` ends. After `done()` the next command may follow in the same write.
 - Reading costs linear time whatever the server sends; nesting is kept on a list of ours, not on Python's stack.
 """
@@ -67,11 +68,24 @@ class Arrived(NamedTuple):
     exists: int
 
 
+class Expunged(NamedTuple):
+    """The message with this sequence number is gone, and all above have moved down by one."""
+
+    number: int
+
+
+class Fetched(NamedTuple):
+    """A FETCH response for the oldest command, which holds it too when it is completed."""
+
+    tag: str
+    data: Data
+
+
 class Bye(NamedTuple):
     text: str
 
 
-Event = Greeted | Completed | Continued | Arrived | Bye
+Event = Greeted | Completed | Continued | Arrived | Expunged | Fetched | Bye
 
 
 @dataclass(slots=True)
@@ -197,9 +211,17 @@ class Conversation:
         name = values.pop(0)
         assert isinstance(name, str)
         name = name.upper()
+        data = Data(name, number, values)
         if self._waiting:
-            self._waiting[0].data.append(Data(name, number, values))
-        return [Arrived(number)] if name == "EXISTS" and number is not None else []
+            self._waiting[0].data.append(data)
+        match name:
+            case "EXISTS" if number is not None:
+                return [Arrived(number)]
+            case "EXPUNGE" if number is not None:
+                return [Expunged(number)]
+            case "FETCH" if self._waiting:
+                return [Fetched(self._waiting[0].tag, data)]
+        return []
 
 
 def plain(user: str, password: str) -> str:

@@ -9,8 +9,9 @@ import asyncio
 import contextlib
 import random
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
+from typing import Any
 
 from aimx.message.header import HeaderBlock
 from aimx.message.identifier import message_ids
@@ -24,6 +25,12 @@ from aimx.sdk.message import Message
 DONE = "$AimxDone"
 FIRST_PAUSE = 0.1
 LONGEST_PAUSE = 5.0
+PATIENCE = 5.0
+"""Seconds `close` gives what is still to be acknowledged."""
+AT_ONCE = 4
+"""So few new messages are fetched without asking first which they are."""
+SMALL = 1 << 16
+"""Octets of a message that comes with the first look at it."""
 TRIES = 8
 """Connections tried for one command before its caller hears of it: about ten seconds."""
 HEADERS_AT_ONCE = 200
@@ -40,30 +47,40 @@ class Inbox:
         self._uidvalidity = 0
         self._next_uid = 1
         self._ready: deque[int] = deque()
+        self._early: dict[int, Message] = {}
+        """Messages of `_ready` that were fetched for a reader who was waiting already."""
+        self._idle = 0
+        """Readers who wait for a message."""
         self._in_hand: set[int] = set()
         self._wanted: dict[str, asyncio.Future[Message]] = {}
         self._readers = 0
         self._grown = asyncio.Event()
         self._watching: asyncio.Task[None] | None = None
         self._failed: Exception | None = None
+        self._begun = self._finished = 0
+        """Looks at the mailbox, counted: whoever comes during one cannot know what it has missed."""
+        self._sure = False
+        """The last look was finished, so that what is known to be there has been seen."""
+        self._settling: set[asyncio.Task[None]] = set()
 
-    async def messages(self) -> AsyncGenerator[Message, None]:
-        """Every message not yet acknowledged, oldest first, then each new one as it comes. Never ends by itself.
+    async def messages(self, *, follow: bool = True) -> AsyncGenerator[Message, None]:
+        """Every message not yet acknowledged, oldest first; then each new one as it comes, for ever, or the end.
 
         Several iterators of one client share the mail: each message goes to one of them.
         """
         mine: set[int] = set()
         if not self._readers:
             self._ready.clear()
+            self._early.clear()
             self._next_uid = 1
         self._readers += 1
         try:
+            last = None if follow else self._begun + 1
             self._watch()
-            while True:
-                uid = await self._take()
+            while (uid := await self._take(last)) is not None:
                 self._in_hand.add(uid)
                 mine.add(uid)
-                message = await self._fetch(uid)
+                message = self._early.pop(uid, None) or await self._fetch(uid)
                 if message is not None:
                     yield message
                 if message is None or message.acknowledged:
@@ -92,7 +109,22 @@ class Inbox:
         await self._command(f"UID STORE {uid} +FLAGS.SILENT ({DONE} \\Seen)")
         self._in_hand.discard(uid)
 
+    def settle(self, work: Coroutine[Any, Any, None]) -> None:
+        """Let a small thing be done that nobody needs to wait for before `close`."""
+        task = asyncio.create_task(work)
+        self._settling.add(task)
+        task.add_done_callback(self._settled)
+
+    def _settled(self, task: "asyncio.Task[None]") -> None:
+        self._settling.discard(task)
+        if not task.cancelled():
+            task.exception()  # what could not be acknowledged is handed out again; nobody needs to hear of it here
+
     async def close(self) -> None:
+        if self._settling:
+            _, late = await asyncio.wait(self._settling, timeout=PATIENCE)
+            for task in late:
+                task.cancel()
         self._readers = 0
         self._wanted.clear()
         watching = self._watching
@@ -117,6 +149,7 @@ class Inbox:
             if link.uidvalidity != self._uidvalidity:
                 self._uidvalidity = link.uidvalidity
                 self._ready.clear()
+                self._early.clear()
                 self._in_hand.clear()
                 self._next_uid = 1
             self._link = link
@@ -157,7 +190,10 @@ class Inbox:
             try:
                 link = await self._connected()
                 ever = True
+                number = self._begun = self._begun + 1
                 await self._look(link)
+                self._finished = number
+                self._grown.set()
                 pause = FIRST_PAUSE
                 await link.news()
                 continue
@@ -181,37 +217,95 @@ class Inbox:
     async def _look(self, link: Link) -> None:
         """Find what is new since the last look: replies for those who wait, the rest for the iterators."""
         since = self._next_uid
+        fresh = link.fresh()
+        # A look that was broken off has taken note of messages it never came to: the next one must ask for all.
+        sure, self._sure = self._sure, False
+        if sure and since > 1 and 0 < len(fresh) <= AT_ONCE and (self._idle or self._wanted):
+            await self._look_at(link, fresh, since)
+        else:
+            await self._look_from(link, since)
+        self._sure = True
+
+    async def _look_from(self, link: Link, since: int) -> None:
+        if since == 1:
+            # A search is about the messages this session has been told of; NOOP makes the node tell (RFC 3501 §6.1.2).
+            await link.command("NOOP")
         found: list[int] = []
         for data in await link.command(f"UID SEARCH UID {since}:* UNKEYWORD {DONE} UNDELETED"):
             if data.name == "SEARCH":
                 found += [int(str(value)) for value in data.values]
         # `n:*` always holds the last message, also when it is older than n (RFC 3501 §6.4.8).
         found = sorted(uid for uid in set(found) if uid >= since)
-        if not found:
-            return
-        known = await self._claim(link, found)
-        if since == 1:  # a look at everything: some of it is already on its way
-            known |= self._in_hand | set(self._ready)
+        last = max([since - 1, *found] if since > 1 else [link.uidnext - 1, *found])
+        known = await self._claim(link, found) | self._in_hand | set(self._ready)
         self._ready += [uid for uid in found if uid not in known]
-        self._next_uid = max(self._next_uid, found[-1] + 1) if self._next_uid == since else self._next_uid
+        self._next_uid = last + 1 if self._next_uid == since else self._next_uid
         self._grown.set()
+
+    async def _look_at(self, link: Link, fresh: range, since: int) -> None:
+        """The same for a few messages and somebody who waits for them: fetched at once.
+
+        Only whose turn it is may count as read, so what is wanted by nobody but a waiting request is looked at first.
+        """
+        whole = self._idle >= len(fresh)
+        what = f"BODY.PEEK[]<0.{SMALL}>" if whole else _FIELDS
+        answers: list[int] = []
+
+        def hear(data: Data) -> None:
+            for uid, values in _fetched([data]):
+                if uid < since or uid in self._in_hand or _is_done(values):
+                    continue
+                octets = next((v for k, v in values.items() if k.startswith("BODY[") and isinstance(v, bytes)), b"")
+                complete = whole and values.get("RFC822.SIZE") == str(len(octets))
+                if self._next_uid >= since:  # else everything is to be looked at again
+                    self._next_uid = max(self._next_uid, uid + 1)
+                future = self._waiting_for(octets)
+                if future is None:
+                    if complete:
+                        self._early[uid] = self._made(octets, uid)
+                    self._ready.append(uid)
+                    self._grown.set()
+                    continue
+                self._in_hand.add(uid)
+                if complete:
+                    future.set_result(self._made(octets, uid))
+                else:
+                    answers.append(uid)
+
+        span = f"{fresh[0]}:{fresh[-1]}"
+        await link.command(f"FETCH {span} (UID FLAGS RFC822.SIZE {what})", hear)
+        try:
+            for uid in answers:
+                await self._answer(link, uid)
+        except BaseException:
+            self._in_hand.difference_update(answers)
+            self._next_uid = min(self._next_uid, *answers)
+            raise
+
+    async def _answer(self, link: Link, uid: int) -> None:
+        """Read a reply and hand it to who waits for it, as soon as it is here."""
+
+        def hear(data: Data) -> None:
+            message = self._one(uid, [data])
+            future = self._waiting_for(message.raw) if message is not None else None
+            if message is not None and future is not None:
+                future.set_result(message)
+
+        await link.command(_whole(uid), hear)
 
     async def _claim(self, link: Link, uids: list[int]) -> set[int]:
         """Hand replies to those who wait for them; the UIDs of these."""
         claimed: set[int] = set()
         for start in range(0, len(uids) if self._wanted else 0, HEADERS_AT_ONCE):
             some = ",".join(map(str, uids[start : start + HEADERS_AT_ONCE]))
-            fields = "BODY.PEEK[HEADER.FIELDS (IN-REPLY-TO REFERENCES)]"
-            for uid, values in _fetched(await link.command(f"UID FETCH {some} (UID {fields})")):
+            for uid, values in _fetched(await link.command(f"UID FETCH {some} (UID {_FIELDS})")):
                 header = next((v for k, v in values.items() if k.startswith("BODY[") and isinstance(v, bytes)), b"")
                 future = self._waiting_for(header)
                 if future is None:
                     continue
                 claimed.add(uid)
                 self._in_hand.add(uid)
-                message = await self._read(link, uid)
-                if message is not None and not future.done():
-                    future.set_result(message)
+                await self._answer(link, uid)
         return claimed
 
     def _waiting_for(self, header: bytes) -> asyncio.Future[Message] | None:
@@ -224,29 +318,40 @@ class Inbox:
                 return future
         return None
 
-    async def _take(self) -> int:
+    async def _take(self, last: int | None) -> int | None:
+        """The next message; None when nothing is left after the look with the number `last`."""
         while not self._ready:
             if self._failed is not None:
                 raise self._failed
+            if last is not None and self._finished >= last:
+                return None
             self._grown.clear()
-            await self._grown.wait()
+            self._idle += 1
+            try:
+                await self._grown.wait()
+            finally:
+                self._idle -= 1
         return self._ready.popleft()
 
     async def _fetch(self, uid: int) -> Message | None:
         return self._one(uid, await self._command(_whole(uid)))
 
-    async def _read(self, link: Link, uid: int) -> Message | None:
-        return self._one(uid, await link.command(_whole(uid)))
-
     def _one(self, uid: int, data: list[Data]) -> Message | None:
         """The message, unless it is gone or was done with meanwhile (by another session of this agent)."""
         for found, values in _fetched(data):
-            flags = values.get("FLAGS")
-            names = {str(flag).lower() for flag in flags} if isinstance(flags, list) else set()
             raw = values.get("BODY[]")
-            if found == uid and isinstance(raw, bytes) and not names & {DONE.lower(), "\\deleted"}:
+            if found == uid and isinstance(raw, bytes) and not _is_done(values):
                 return self._made(raw, uid)
         return None
+
+
+_FIELDS = "BODY.PEEK[HEADER.FIELDS (IN-REPLY-TO REFERENCES)]"
+
+
+def _is_done(values: dict[str, imap.Value]) -> bool:
+    flags = values.get("FLAGS")
+    names = {str(flag).lower() for flag in flags} if isinstance(flags, list) else set()
+    return bool(names & {DONE.lower(), "\\deleted"})
 
 
 def _whole(uid: int) -> str:

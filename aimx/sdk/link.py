@@ -6,12 +6,12 @@ The link knows no messages. A lost connection ends it: whoever holds it opens an
 import asyncio
 import contextlib
 import socket
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from aimx.sdk import imap
 from aimx.sdk.account import Account
-from aimx.sdk.errors import AimxError, SignInFailed, Unreachable
+from aimx.sdk.errors import AimxError, SignInFailed, Unreachable, reason
 from aimx.sdk.imap import Completed, Conversation, Data, ProtocolError
 
 IDLE_FOR = 25 * 60.0
@@ -39,8 +39,14 @@ class Link:
         self._stirred = asyncio.Event()
         """Set when a waiting task should look again: news, an IDLE that ended, or the end of the link."""
         self._failure: BaseException | None = None
+        self._hear: dict[str, Callable[[Data], None]] = {}
+        self._exists = 0
+        self._known = 0
+        """Of the messages in the mailbox, how many `fresh` has told of."""
         self._reading = asyncio.create_task(self._read(), name="aimx imap")
         self.uidvalidity = 0
+        self.uidnext = 1
+        """What the mailbox's next UID was when it was opened."""
 
     @classmethod
     async def open(cls, account: Account) -> "Link":
@@ -51,7 +57,7 @@ class Link:
             async with asyncio.timeout(CONNECT_TIMEOUT):
                 reader, writer = await asyncio.open_connection(host, port, ssl=tls, limit=1 << 20)
         except (OSError, TimeoutError) as error:
-            raise Unreachable(f"no IMAP at {host}:{port}: {error or 'no answer'}") from None
+            raise Unreachable(f"no IMAP at {host}:{port}: {reason(error, account.ca)}") from None
         raw = writer.get_extra_info("socket")
         if raw is not None:
             raw.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -67,9 +73,12 @@ class Link:
             raise
         return link
 
-    async def command(self, text: str) -> list[Data]:
-        """Run one command; what came for it. Raises Unreachable, CommandRefused."""
-        done = await self._ask(text)
+    async def command(self, text: str, hears: Callable[[Data], None] | None = None) -> list[Data]:
+        """Run one command; what came for it. Raises Unreachable, CommandRefused.
+
+        `hears` is told of each FETCH response when it comes: the answer to the command waits for a commit of the node.
+        """
+        done = await self._ask(text, hears=hears)
         if done.status != "OK":
             raise CommandRefused(f"{done.status} {done.text}")
         return done.data
@@ -91,6 +100,12 @@ class Link:
             await self._ask("NOOP")  # ends IDLE, proves that the other side is alive; the loop idles again
         self._check()
         self._news.clear()
+
+    def fresh(self) -> range:
+        """The sequence numbers of messages that came since the last call, or since the mailbox was opened."""
+        fresh = range(self._known + 1, self._exists + 1)
+        self._known = self._exists
+        return fresh
 
     def wake(self) -> None:
         """Let `news` return although nothing came."""
@@ -138,14 +153,20 @@ class Link:
         for data in await self.command("SELECT INBOX"):
             if data.name == "UIDVALIDITY":
                 self.uidvalidity = int(str(data.values[0]))
+            elif data.name == "UIDNEXT":
+                self.uidnext = int(str(data.values[0]))
 
-    async def _ask(self, text: str, continuation: str | None = None) -> Completed:
+    async def _ask(
+        self, text: str, continuation: str | None = None, hears: Callable[[Data], None] | None = None
+    ) -> Completed:
         async with self._turn:
             self._check()
             self._continued.clear()
             tag, octets = self._talk.command(text)
             answer: asyncio.Future[Completed] = asyncio.get_running_loop().create_future()
             self._answers[tag] = answer
+            if hears is not None:
+                self._hear[tag] = hears
             self._writer.write(octets)
             try:
                 async with asyncio.timeout(COMMAND_TIMEOUT):
@@ -160,6 +181,7 @@ class Link:
             finally:
                 # Cancelled: the answer still comes, for nobody. The conversation keeps count; the next may follow.
                 self._answers.pop(tag, None)
+                self._hear.pop(tag, None)
                 self._stirred.set()  # whoever idled was interrupted
 
     @staticmethod
@@ -201,9 +223,15 @@ class Link:
                 answer = self._answers.get(tag)
                 if answer is not None and not answer.done():
                     answer.set_result(event)
-            case imap.Arrived():
+            case imap.Arrived(exists=exists):
+                self._exists = exists
                 self._news.set()
                 self._stirred.set()
+            case imap.Expunged(number=number):
+                self._exists -= 1
+                self._known -= number <= self._known
+            case imap.Fetched(tag=tag, data=data):
+                self._heard(tag, data)
             case imap.Greeted():
                 if not self._greeted.done():
                     self._greeted.set_result(event)
@@ -211,6 +239,15 @@ class Link:
                 self._continued.set()
             case imap.Bye():
                 pass  # the connection ends next; that is what counts
+
+    def _heard(self, tag: str, data: Data) -> None:
+        try:
+            if tag in self._hear:
+                self._hear[tag](data)
+        except Exception as error:  # whoever gave the command has to know, and the next response must still be read
+            answer = self._answers.get(tag)
+            if answer is not None and not answer.done():
+                answer.set_exception(error)
 
     def _check(self) -> None:
         if self._failure is not None:

@@ -9,7 +9,7 @@ import aiosmtplib
 from aiosmtplib import SMTPException, SMTPResponseException, SMTPServerDisconnected
 
 from aimx.sdk.account import Account
-from aimx.sdk.errors import LoopRefused, Refused, SignInFailed, Unconfirmed, Unreachable
+from aimx.sdk.errors import LoopRefused, Refused, SignInFailed, Unconfirmed, Unreachable, reason
 
 TIMEOUT = 120.0
 _ENHANCED = re.compile(r"([245]\.\d{1,3}\.\d{1,3})[ \t]+", re.MULTILINE)
@@ -82,7 +82,7 @@ class Outbox:
             await smtp.ehlo()
         except (SMTPException, OSError) as error:
             smtp.close()
-            raise Unreachable(f"no SMTP at {host}:{port}: {error}") from None
+            raise Unreachable(f"no SMTP at {host}:{port}: {reason(error, self._account.ca)}") from None
         try:
             await smtp.auth_plain(self._account.address, self._account.password)
         except SMTPResponseException as error:
@@ -92,7 +92,7 @@ class Outbox:
             raise SignInFailed(f"{self._account.address} may not sign in: {error.code} {error.message}") from None
         except (SMTPException, OSError) as error:
             smtp.close()
-            raise Unreachable(f"no SMTP at {host}:{port}: {error}") from None
+            raise Unreachable(f"no SMTP at {host}:{port}: {reason(error)}") from None
         self._smtp = smtp
         return smtp
 

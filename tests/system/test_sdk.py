@@ -153,6 +153,49 @@ async def test_loops_over_one_client_share_the_mail(new_agent: NewAgent) -> None
     assert sorted(message.payload["n"] for share in shares for message in share) == list(range(12))
 
 
+async def test_a_look_at_what_is_there_ends(new_agent: NewAgent) -> None:
+    me = new_agent()
+    async with aimx.connect(me.url) as client:
+        assert [m async for m in client.inbox(follow=False)] == []
+        for n in range(3):
+            await client.send(me.name, n)
+        assert [m.payload async for m in client.inbox(follow=False)] == [0, 1, 2]
+        async for message in client.inbox(follow=False):
+            await message.ack()
+        assert [m async for m in client.inbox(follow=False)] == []
+    with pytest.raises(aimx.SignInFailed):
+        async with aimx.connect(me.url.replace(me.password, "wrong")) as client:
+            assert [m async for m in client.inbox(follow=False)] == []
+
+
+async def test_mail_that_comes_while_requests_begin_and_end_is_not_passed_over(new_agent: NewAgent) -> None:
+    """Each request starts and stops the watch, in the middle of whatever it is doing."""
+    me, other = new_agent("me"), new_agent("other")
+    async with echo(other), aimx.connect(me.url) as client, aimx.connect(other.url) as sender:
+
+        async def ask(n: int) -> None:
+            for k in range(5):
+                assert (await client.request(other.name, [n, k], workflow=f"w-{n}-{k}")).payload == {"echo": [n, k]}
+
+        async def tell(n: int) -> None:
+            for k in range(5):
+                await sender.send(me.name, {"told": [n, k]}, workflow=f"t-{n}-{k}")
+
+        async with asyncio.timeout(4 * SOON):
+            await asyncio.gather(*map(ask, range(4)), *map(tell, range(4)))
+            found = [m.payload["told"] async for m in client.inbox(follow=False)]
+    assert sorted(found) == [[n, k] for n in range(4) for k in range(5)]
+
+
+async def test_the_reply_to_a_request_is_acknowledged_when_the_client_has_left(new_agent: NewAgent) -> None:
+    me, other = new_agent("me"), new_agent("other")
+    async with echo(other), aimx.connect(me.url) as client:
+        reply = await client.request(other.name, "hello?")
+        assert reply.acknowledged
+    async with aimx.connect(me.url) as client:
+        assert [m async for m in client.inbox(follow=False)] == []
+
+
 async def test_a_request_gets_its_reply_and_nobody_else_does(new_agent: NewAgent) -> None:
     asker, answerer = new_agent("asker"), new_agent("answerer")
     async with echo(answerer), aimx.connect(asker.url) as me:

@@ -5,7 +5,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aimx.sdk import imap
-from aimx.sdk.imap import Arrived, Bye, Completed, Continued, Conversation, Data, Greeted, ProtocolError
+from aimx.sdk.imap import (
+    Arrived,
+    Bye,
+    Completed,
+    Continued,
+    Conversation,
+    Data,
+    Expunged,
+    Fetched,
+    Greeted,
+    ProtocolError,
+)
 
 DIALOG = (
     b"* OK [CAPABILITY IMAP4rev1 SASL-IR] AIMX ready {3}\r\n"
@@ -15,6 +26,7 @@ DIALOG = (
     b"A1 OK [READ-WRITE] done\r\n"
     b'* 1 FETCH (UID 5 FLAGS (\\Seen) BODY[HEADER.FIELDS (IN-REPLY-TO REFERENCES)] {4}\r\na)\r\n X "q \\" x" Y NIL)\r\n'
     b"* 3 EXISTS\r\n"
+    b"* 2 EXPUNGE\r\n"
     b"A2 NO [TRYCREATE] not now\r\n"
     b"+ idling\r\n"
     b"* BYE leaving\r\n"
@@ -27,6 +39,25 @@ def conversation() -> Conversation:
     talk.command("UID FETCH 5 (UID)")
     return talk
 
+
+FETCHED = Data(
+    "FETCH",
+    1,
+    [
+        [
+            "UID",
+            "5",
+            "FLAGS",
+            ["\\Seen"],
+            "BODY[HEADER.FIELDS (IN-REPLY-TO REFERENCES)]",
+            b"a)\r\n",
+            "X",
+            b'q " x',
+            "Y",
+            None,
+        ]
+    ],
+)
 
 EXPECTED: list[imap.Event] = [
     Greeted("OK", "AIMX ready {3}"),
@@ -42,32 +73,18 @@ EXPECTED: list[imap.Event] = [
             Data("UIDVALIDITY", None, ["77"]),
         ],
     ),
+    Fetched("A2", FETCHED),
     Arrived(3),
+    Expunged(2),
     Completed(
         "A2",
         "NO",
         "TRYCREATE",
         "not now",
         [
-            Data(
-                "FETCH",
-                1,
-                [
-                    [
-                        "UID",
-                        "5",
-                        "FLAGS",
-                        ["\\Seen"],
-                        "BODY[HEADER.FIELDS (IN-REPLY-TO REFERENCES)]",
-                        b"a)\r\n",
-                        "X",
-                        b'q " x',
-                        "Y",
-                        None,
-                    ]
-                ],
-            ),
+            FETCHED,
             Data("EXISTS", 3, []),
+            Data("EXPUNGE", 2, []),
         ],
     ),
     Continued("idling"),
@@ -94,8 +111,10 @@ def test_a_literal_holds_any_octets(octets: bytes) -> None:
     talk.feed(b"* OK hello\r\n")
     tag, _ = talk.command("UID FETCH 1 (BODY.PEEK[])")
     events = talk.feed(b"* 1 FETCH (BODY[] {%d}\r\n%b)\r\n%s OK done\r\n" % (len(octets), octets, tag.encode()))
-    assert isinstance(events[0], Completed)
-    assert imap.items(events[0].data[0]) == {"BODY[]": octets}
+    fetched, done = events
+    assert isinstance(done, Completed)
+    assert imap.items(done.data[0]) == {"BODY[]": octets}
+    assert fetched == Fetched(tag, done.data[0])
 
 
 def test_a_large_literal_in_small_pieces_costs_linear_time() -> None:
@@ -108,8 +127,9 @@ def test_a_large_literal_in_small_pieces_costs_linear_time() -> None:
     for _ in range(size // len(piece)):
         talk.feed(piece)
     events = talk.feed(bytes(size % len(piece)) + b")\r\n%s OK\r\n" % tag.encode())
-    assert isinstance(events[0], Completed)
-    assert len(imap.items(events[0].data[0])["BODY[]"] or b"") == size
+    done = events[-1]
+    assert isinstance(done, Completed)
+    assert len(imap.items(done.data[0])["BODY[]"] or b"") == size
 
 
 def test_a_command_while_idling_ends_idle_first() -> None:
