@@ -11,16 +11,18 @@ import re
 from base64 import b64decode
 from binascii import Error as BinasciiError
 from codecs import lookup
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
 from quopri import decodestring
 from typing import NamedTuple
 
 MAX_HEADER_BYTES = 1 << 20
 """When no empty line comes by then, `HeaderBlock.overlong` says so: refuse such a message."""
 
-# One logical line: a name and colon if it has them, the rest, its continuations. Every repetition is possessive and
-# every branch consumes, so matching is linear whatever the input. Field names: RFC 5322 §2.2; space before colon: §4.5.
-_LINE = re.compile(rb"(?:([!-9;-~]++)[ \t]*+:)?+[^\n]*+(?:\n[ \t][^\n]*+)*+\n?+")
+# One logical line, and in it a name if it has one: name and colon, the rest, its continuations. Every repetition is
+# possessive and every branch consumes, so matching is linear whatever the input. Field names: RFC 5322 §2.2; space
+# before colon: §4.5.
+_LINE = re.compile(rb"((?:([!-9;-~]++)[ \t]*+:)?+[^\n]*+(?:\n[ \t][^\n]*+)*+\n?+)")
 _FOLD = re.compile(r"\r*\n(?=[ \t])")
 # RFC 2047 §2. Classes exclude the delimiters, so a failed match costs no more than the text up to the next "?".
 _WORD = re.compile(r"=\?([^?\s]{1,64})\?([bBqQ])\?([^?\s]*+)\?=")
@@ -54,26 +56,24 @@ class HeaderBlock:
         """The empty line that ended the block; empty when the message has none."""
         self.overlong = overlong
         self._opens_with_space = bool(fields) and fields[0].raw[:1] in (b" ", b"\t")
-        self._index: dict[bytes, list[int]] | None = None
+        self._index: dict[bytes, list[Field]] | None = None
 
     @classmethod
     def parse(cls, data: bytes, *, limit: int = MAX_HEADER_BYTES) -> tuple["HeaderBlock", int]:
         """The block and the offset where the body begins (after the empty line)."""
         end, body = _block_end(data, limit)
-        fields: list[Field] = []
         if end >= 0:
-            for match in _LINE.finditer(data, 0, end):
-                raw = match.group()
-                if raw:
-                    fields.append(Field((match.group(1) or b"").lower(), raw))
-            return cls(fields, data[end:body]), body
+            return cls(
+                [Field(name.lower(), raw) for raw, name in _LINE.findall(data, 0, end) if raw], data[end:body]
+            ), body
         # No empty line within the limit: the fields go as far as lines look like fields.
+        fields: list[Field] = []
         pos, size = 0, min(len(data), limit)
         while pos < size:
             line = _LINE.match(data, pos)
-            if line is None or line.group(1) is None:
+            if line is None or line.group(2) is None:
                 break
-            fields.append(Field(line.group(1).lower(), line.group()))
+            fields.append(Field(line.group(2).lower(), line.group()))
             pos = line.end()
         block = cls(fields, b"", overlong=len(data) > limit)
         block._opens_with_space = data[:1] in (b" ", b"\t")
@@ -81,29 +81,27 @@ class HeaderBlock:
 
     def get(self, name: str) -> str | None:
         """Text of the first field of that name: unfolded, RFC 2047 words decoded; None when absent."""
-        at = self._by_name().get(name.lower().encode())
-        return text(self.fields[at[0]].value) if at else None
+        found = self._named(name)
+        return text(found[0].value) if found else None
 
     def get_all(self, name: str) -> list[str]:
         """Text of every field of that name, in order."""
-        return [text(self.fields[i].value) for i in self._by_name().get(name.lower().encode(), ())]
+        return [text(field.value) for field in self._named(name)]
 
     def structured(self, name: str) -> list[str]:
         """As `get_all`, but RFC 2047 words stand as they came: a field with a grammar, such as From, is taken apart
         before its words are decoded (RFC 2047 §5), else a word could hold an address or a comment."""
-        return [_unfolded(self.fields[i].value) for i in self._by_name().get(name.lower().encode(), ())]
+        return [_unfolded(field.value) for field in self._named(name)]
 
     def count(self, name: str) -> int:
-        return len(self._by_name().get(name.lower().encode(), ()))
+        return len(self._named(name))
 
     def __contains__(self, name: str) -> bool:
-        return name.lower().encode() in self._by_name()
+        return bool(self._named(name))
 
     def raw_fields(self, name: str | None = None) -> list[bytes]:
         """Exact bytes of every field (of that name), line ends included."""
-        if name is None:
-            return [field.raw for field in self.fields]
-        return [self.fields[i].raw for i in self._by_name().get(name.lower().encode(), ())]
+        return [field.raw for field in (self.fields if name is None else self._named(name))]
 
     def strip(self, predicate: Callable[[bytes], bool]) -> list[Field]:
         """Take out the fields whose lower-cased name satisfies `predicate`; returns what was taken."""
@@ -121,7 +119,7 @@ class HeaderBlock:
 
     def prepend(self, lines: Iterable[bytes]) -> None:
         """Put whole lines (name, colon, value, CRLF; already folded) on top, the first of them topmost."""
-        added = [Field(_name(line), line) for line in lines]
+        added = [Field(line.partition(b":")[0].lower(), line) for line in lines]
         if added and self._opens_with_space:
             # A message that opens with white space would become a continuation of our last line.
             # A field of its own takes the blame, so that no stranger can lengthen a field of ours.
@@ -134,15 +132,20 @@ class HeaderBlock:
         """The block with the empty line that ends it, if there was one."""
         return b"".join([field.raw for field in self.fields]) + self.separator
 
-    def _by_name(self) -> dict[bytes, list[int]]:
+    def _named(self, name: str) -> Sequence[Field]:
         index = self._index
         if index is None:
-            index = {}
-            for i, field in enumerate(self.fields):
+            index = self._index = {}
+            for field in self.fields:
                 if field.name:
-                    index.setdefault(field.name, []).append(i)
-            self._index = index
-        return index
+                    index.setdefault(field.name, []).append(field)
+        return index.get(_key(name), ())
+
+
+@lru_cache(256)
+def _key(name: str) -> bytes:
+    """As fields are named: mostly it is the same few names that are asked for."""
+    return name.lower().encode()
 
 
 def text(value: bytes) -> str:
@@ -153,12 +156,12 @@ def text(value: bytes) -> str:
     plain = _unfolded(value)
     if "=?" in plain:
         plain = _WORD.sub(_decode_word, _GAP.sub(r"\1", plain))
-        plain = _without_nul(plain)  # a word may hold one
-    return plain.strip(" \t\r\n")
+        plain = _without_nul(plain).strip(" \t\r\n")  # a word may hold what is not to be there
+    return plain
 
 
 def _unfolded(value: bytes) -> str:
-    plain = decode_text(value)
+    plain = value.decode("utf-8", "replace")
     if "\n" in plain:
         plain = _FOLD.sub("", plain)
     return _without_nul(plain).strip(" \t\r\n")
@@ -190,11 +193,6 @@ def _decode_word(match: re.Match[str]) -> str:
     except (BinasciiError, ValueError):
         return match.group()
     return decode_text(data, charset.lower())
-
-
-def _name(line: bytes) -> bytes:
-    match = _LINE.match(line)
-    return (match.group(1) or b"").lower() if match else b""
 
 
 def _block_end(data: bytes, limit: int) -> tuple[int, int]:

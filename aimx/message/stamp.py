@@ -12,6 +12,8 @@ from collections.abc import Sequence
 _SOFT = 78
 """RFC 5322 §2.1.1: a line should not be longer than this, without CRLF."""
 _UNSAFE = re.compile(r"[\r\n\0]")
+_NOT_ATOM = re.compile(r"[^!-'*-:=?-~\u0080-\uffff]")
+_NOT_COMMENT = re.compile(r"[^ -'*-\[\]-~]")
 _DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 
@@ -28,25 +30,22 @@ def line(name: str, value: str) -> bytes:
 
 def fold(name: str, members: Sequence[str], separator: str = ", ") -> bytes:
     """`Name: a, b, c` with line breaks after separators only; a member is never broken."""
-    mark, space = separator.rstrip(" "), separator[len(separator.rstrip(" ")) :]
-    out = [f"{name}:"]
-    width = len(name) + 1
+    _refuse("".join(members))
+    mark = separator.rstrip(" ")
     last = len(members) - 1
+    lines: list[str] = []
+    line, gap = f"{name}:", " "
     for i, member in enumerate(members):
-        _refuse(member)
         piece = member if i == last else member + mark
-        gap = space if i else " "
         # An empty member at a fold would leave a line of white space only, which RFC 5322 §3.2.2 forbids to write.
-        if i and member.strip() and width + len(gap) + len(piece) > _SOFT:
-            out.append("\r\n ")
-            width = 1
+        if len(line) + len(gap) + len(piece) > _SOFT and i and member.strip():
+            lines.append(line)
+            line = " " + piece
         else:
-            out.append(gap)
-            width += len(gap)
-        out.append(piece)
-        width += len(piece)
-    out.append("\r\n")
-    return "".join(out).encode()
+            line += gap + piece
+        gap = separator[len(mark) :]
+    lines.append(line + "\r\n")
+    return "\r\n".join(lines).encode()
 
 
 def date(t_ms: int) -> str:
@@ -87,11 +86,11 @@ def received(
 
 def _atom(value: str) -> str:
     """A word of a peer's choosing, made harmless: no space, no comment, no line break."""
-    return re.sub(r"[^!-'*-:=?-~\u0080-\uffff]", "?", value)[:255] or "unknown"
+    return _NOT_ATOM.sub("?", value)[:255] or "unknown"
 
 
 def _comment(value: str) -> str:
-    return re.sub(r"[^ -'*-\[\]-~]", "?", value)[:255]
+    return _NOT_COMMENT.sub("?", value)[:255]
 
 
 def _refuse(value: str) -> str:
