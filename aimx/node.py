@@ -41,6 +41,7 @@ from aimx.intake.intake import Intake
 from aimx.listener import bind as bind_listener
 from aimx.routing.table import RoutingTable
 from aimx.sidecar.app import create_app
+from aimx.sidecar.connection import Connections
 from aimx.sidecar.context import SidecarContext
 from aimx.smtp import server as smtp
 from aimx.smtp.budget import ByteBudget
@@ -293,7 +294,7 @@ def serve(
     Returns the exit code: 0 after a stop that was asked for, 1 when it could not start (one line on standard error).
     """
     logs.configure(settings.log_level)
-    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # below it, strangers write our log
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_serve(settings, reload, announce))
@@ -411,6 +412,8 @@ async def serve_http(context: SidecarContext, tls: Any, listener: socket.socket)
     """The sidecar on a bound socket; returns once it answers."""
     config = uvicorn.Config(
         create_app(context),
+        http=Connections(),  # type: ignore[arg-type]  # uvicorn calls it, as it would a class
+        ws="none",
         lifespan="off",
         log_config=None,
         access_log=False,
