@@ -93,9 +93,6 @@ def end(span: Span, attempt: Attempt, outcome: Outcome, leaf: bytes) -> None:
     now_ns = time.time_ns()
     transport = outcome.target.transport
     if isinstance(outcome, Placed):
-        append = span.child("mailbox append", INTERNAL, attributes={"aimx.mailbox.uid": outcome.uid})
-        append.start_ns = span.start_ns
-        append.end(now_ns)
         audited, said = "delivery.mailbox", "delivered"
         DURATION.labels(transport).record(max(0, now_ns // 1_000_000 - attempt.created_ms) / 1000)
         ATTEMPTS.labels(transport).record(attempt.number)
@@ -108,8 +105,10 @@ def end(span: Span, attempt: Attempt, outcome: Outcome, leaf: bytes) -> None:
             )
     span.set("aimx.outcome", said)
     DELIVERIES.labels(transport, said, span.error_type or "").add()
-    told: Attributes = {"aimx.audit.event": audited, "aimx.audit.leaf": leaf_prefix(leaf)}
-    logged = span.child("audit append", INTERNAL, attributes=told)
-    logged.start_ns = span.start_ns
-    logged.end(now_ns)
+    if span.recorded:
+        if isinstance(outcome, Placed):
+            where: Attributes = {"aimx.mailbox.uid": outcome.uid}
+            span.child("mailbox append", INTERNAL, attributes=where, start_ns=span.start_ns).end(now_ns)
+        told: Attributes = {"aimx.audit.event": audited, "aimx.audit.leaf": leaf_prefix(leaf)}
+        span.child("audit append", INTERNAL, attributes=told, start_ns=span.start_ns).end(now_ns)
     span.end(now_ns)

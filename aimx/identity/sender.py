@@ -4,9 +4,13 @@
 `From:`; a `Sender:`, where there is one, too. A message without `From:` is not refused here.
 """
 
+import re
 from collections.abc import Sequence
 
 from aimx.identity.addresses import normalise
+
+_BARE = re.compile(r"[^\s()<>,;:\"\\@]++@[^\s()<>,;:\"\\@]++")
+"""An address and nothing else, as most are written."""
 
 
 def envelope_refusal(mail_from: str, agent: str) -> str | None:
@@ -41,6 +45,8 @@ def sole_address(value: str) -> str | None:
     'planner@fabric.local'
     >>> sole_address("planner@fabric.local, critic@fabric.local")
     """
+    if _BARE.fullmatch(value):
+        return value
     plain: list[str] = []  # outside angle brackets, quoted strings kept as one mark
     angle: list[str] | None = None
     depth, at, size, closed = 0, 0, len(value), False

@@ -1,7 +1,8 @@
 """The accepting commit: message, first attempts and their events at once; the spans end with what it decided."""
 
 import logging
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from hashlib import sha256
 from typing import Any, NamedTuple
 
@@ -51,10 +52,13 @@ async def commit(
     accepted: EventRow,
     span: Span,
     settled: Settled | None = None,
+    beside: Callable[[], object] | None = None,
 ) -> None:
-    """Durable when it returns. Raises what the store raises; then nothing was written."""
-    told: Attributes = {"aimx.audit.event": accepted.ev, "aimx.audit.leaf": leaf_prefix(accepted.leaf)}
-    append = span.child("audit append", INTERNAL, attributes=told)
+    """Durable when it returns. Raises what the store raises; then nothing was written.
+
+    `beside` is done on the store's thread meanwhile; it must not raise, and may be called again if the commit is.
+    """
+    began_ns = time.time_ns()
     attempts = {
         address: Attempt(
             eid=message.eid,
@@ -73,19 +77,30 @@ async def commit(
 
     def witness(outcomes: Sequence[Outcome]) -> list[EventRow]:
         made[:] = [event(node, attempts[found.target.address], found) for found in outcomes]
+        if beside is not None:
+            beside()
         return [accepted, *made] if settled is None else [settled.event, accepted, *made]
 
     try:
         targets = [first.target for first in firsts.values()]
         outcomes = await store.accept(message, targets, witness, None if settled is None else settled.delivery)
     except BaseException:
-        append.error("unavailable")
+        _appended(span, accepted, began_ns, "unavailable")
         raise
-    finally:
-        append.end()
+    _appended(span, accepted, began_ns)
     try:
         for outcome, row in zip(outcomes, made, strict=True):
             address = outcome.target.address
             firsts[address].end(attempts[address], outcome, row.leaf)
     except Exception:  # it is durable: whatever fails now must not make it a refusal
         log.exception("spans of an accepted message are missing", extra={"eid": message.eid, "context": span.context})
+
+
+def _appended(span: Span, accepted: EventRow, began_ns: int, error: str = "") -> None:
+    if not span.recorded:
+        return
+    told: Attributes = {"aimx.audit.event": accepted.ev, "aimx.audit.leaf": leaf_prefix(accepted.leaf)}
+    append = span.child("audit append", INTERNAL, attributes=told, start_ns=began_ns)
+    if error:
+        append.error(error)
+    append.end()

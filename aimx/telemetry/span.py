@@ -114,6 +114,11 @@ class Span:
         flags = (parent.flags & KNOWN_FLAGS & ~SAMPLED) | self.sampled
         return Context(self.trace_id, self.span_id, flags, parent.tracestate, parent.baggage)
 
+    @property
+    def recorded(self) -> bool:
+        """Somebody will see it. Where nobody does, children that only tell more need not be made."""
+        return self.sampled and self.tracer.sink is not None
+
     def child(
         self,
         name: str,
