@@ -10,8 +10,10 @@ so that who only connects cannot keep out who signs in.
 import asyncio
 import contextlib
 import logging
+import resource
 import socket
 import ssl
+import sys
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Coroutine
@@ -27,6 +29,8 @@ CLOSE_WITHIN = 5.0
 STRANGERS = 4
 """An address may have one in so many of its connections not signed in."""
 BACKLOG = 1024
+SPARE = 100
+"""File descriptors that connections leave to the store, the audit log and whoever signs in."""
 
 
 class Connection(Protocol):
@@ -57,6 +61,7 @@ class Listener(ABC, Generic[C]):
         self.stopping = False
         self.connections_refused = 0
         self._limit = limit
+        self._descriptors = _descriptors()
         self._too_many = too_many
         self._listeners: list[tuple[socket.socket, asyncio.Task[None]]] = []
         self._connections: dict[C, str] = {}
@@ -155,7 +160,8 @@ class Listener(ABC, Generic[C]):
                 await asyncio.sleep(0.1)
                 continue
             host, port = address[:2]
-            if self._full(host):
+            # The system gives the lowest descriptor that is free: its number tells how many are in use.
+            if self._full(host) or accepted.fileno() >= self._descriptors:
                 self.connections_refused += 1
                 with accepted, contextlib.suppress(OSError):
                     if not implicit_tls:
@@ -168,7 +174,8 @@ class Listener(ABC, Generic[C]):
             self.hold(self._open(connection, accepted, implicit_tls))
 
     def _full(self, host: str) -> bool:
-        return self._by_address[host] >= self._limit or self._strangers[host] >= max(1, self._limit // STRANGERS)
+        strangers = max(1, min(self._limit, self._descriptors) // STRANGERS)
+        return self._by_address[host] >= self._limit or self._strangers[host] >= strangers
 
     async def _open(self, connection: C, accepted: socket.socket, implicit_tls: bool) -> None:
         host = self._connections[connection]
@@ -207,6 +214,12 @@ def bind(endpoint: Endpoint) -> socket.socket:
     """A listening socket; port 0 asks the system for a free one. Raises OSError."""
     family = socket.AF_INET6 if ":" in endpoint.host else socket.AF_INET
     return socket.create_server(endpoint, family=family, backlog=BACKLOG)
+
+
+def _descriptors() -> int:
+    """How many file descriptors connections may take the process to."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return sys.maxsize if limit == resource.RLIM_INFINITY else max(limit - SPARE, limit // 2)
 
 
 def _tls_failed(host: str, error: Exception) -> None:

@@ -10,16 +10,17 @@ import fcntl
 import json
 import logging
 import os
+import resource
 import signal
 import socket
 import sqlite3
+import ssl
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import uvicorn
 import uvloop
@@ -41,7 +42,7 @@ from aimx.intake.intake import Intake
 from aimx.listener import bind as bind_listener
 from aimx.routing.table import RoutingTable
 from aimx.sidecar.app import create_app
-from aimx.sidecar.connection import Connections
+from aimx.sidecar.connection import Door as HttpDoor
 from aimx.sidecar.context import SidecarContext
 from aimx.smtp import server as smtp
 from aimx.smtp.budget import ByteBudget
@@ -61,6 +62,7 @@ FLUSH = 2.0
 LOOK_EVERY = 1.0
 """Seconds between looks at the configuration file and the certificate."""
 MEASURE_EVERY = 5.0
+DESCRIPTORS = 65_536
 
 MAIL_FILE = "mail.db"
 ADMIN_TOKEN = "admin.token"  # noqa: S105 — a file's name
@@ -204,8 +206,7 @@ class Node:
         )
         doors: list[Ending] = []
         self._stack.push_async_callback(together, doors)
-        http, serving = await serve_http(sidecar, context, bound["http"])
-        doors.append(lambda: _stop_http(http, serving))
+        doors.append(await serve_http(sidecar, context, bound["http"]))
         addresses = {
             "smtp": smtp_server.listen(bound["smtp"], implicit_tls=False),
             "smtps": smtp_server.listen(bound["smtps"], implicit_tls=True),
@@ -294,6 +295,7 @@ def serve(
     Returns the exit code: 0 after a stop that was asked for, 1 when it could not start (one line on standard error).
     """
     logs.configure(settings.log_level)
+    allow_descriptors()
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # below it, strangers write our log
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -302,6 +304,14 @@ def serve(
         print(f"aimx: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def allow_descriptors() -> None:
+    """As many open files as the system allows, within reason: many systems begin with 1,024, and it is one a client."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 async def _serve(
@@ -408,11 +418,11 @@ async def together(endings: Sequence[Ending]) -> None:
             log.error("a part did not end well", exc_info=found)
 
 
-async def serve_http(context: SidecarContext, tls: Any, listener: socket.socket) -> tuple[_Http, asyncio.Task[None]]:
-    """The sidecar on a bound socket; returns once it answers."""
+async def serve_http(context: SidecarContext, tls: ssl.SSLContext, listener: socket.socket) -> Ending:
+    """The sidecar on a bound socket; returns once it answers. What is returned ends it."""
     config = uvicorn.Config(
         create_app(context),
-        http=Connections(),  # type: ignore[arg-type]  # uvicorn calls it, as it would a class
+        http="h11",
         ws="none",
         lifespan="off",
         log_config=None,
@@ -421,20 +431,20 @@ async def serve_http(context: SidecarContext, tls: Any, listener: socket.socket)
         proxy_headers=False,  # nobody stands before us who may say who the client is
         timeout_graceful_shutdown=1,
     )
-    config.load()
-    config.ssl = tls
     http = _Http(config)
-    serving = asyncio.create_task(http.serve(sockets=[listener]), name="aimx-http")
+    serving = asyncio.create_task(http.serve(sockets=[]), name="aimx-http")
     while not http.started:
         if serving.done():
             raise CannotStart("listen.http: the HTTP side did not start; see the log")
         await asyncio.sleep(0.01)
-    return http, serving
+    door = HttpDoor(tls, http)
+    door.listen(listener, implicit_tls=True)
 
+    async def stop() -> None:
+        http.should_exit = True
+        await asyncio.gather(door.stop(1.0), asyncio.wait([serving], timeout=GRACE))
 
-async def _stop_http(http: _Http, serving: asyncio.Task[None]) -> None:
-    http.should_exit = True
-    await asyncio.wait([serving], timeout=GRACE)
+    return stop
 
 
 async def _stop_doors(*servers: smtp.Server | imap.Server) -> None:
