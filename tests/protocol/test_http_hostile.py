@@ -76,7 +76,7 @@ async def test_an_address_has_so_many_connections(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(connection, "MAX_PER_ADDRESS", 3)
     async with running(tmp_path) as node:
         held = [await connect(node) for _ in range(3)]
-        with pytest.raises(OSError):
+        with pytest.raises(ConnectionError):
             await connect(node)
         for _, writer in held:
             writer.close()
