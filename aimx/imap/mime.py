@@ -26,6 +26,7 @@ MAX_VALUE = 128 * 1024
 """Octets of one field that are looked into."""
 MAX_PARAMETERS = 100
 MAX_ADDRESSES = 2_000
+MAX_FIELDS = 20
 
 Parameters = tuple[tuple[bytes, bytes], ...]
 
@@ -309,9 +310,13 @@ _PARENTHESIS = re.compile(rb"\\.|[()]", re.DOTALL)
 def raw_value(header: HeaderBlock, name: str) -> bytes | None:
     """The first such field, unfolded and trimmed, its octets as they are; None when absent."""
     for raw in header.raw_fields(name):
-        value = raw[raw.index(b":") + 1 :][:MAX_VALUE]
-        return _FOLD.sub(b"", value).strip(b" \t\r\n").replace(b"\0", b"")
+        return _unfolded(raw)
     return None
+
+
+def _unfolded(raw: bytes) -> bytes:
+    value = raw[raw.index(b":") + 1 :][:MAX_VALUE]
+    return _FOLD.sub(b"", value).strip(b" \t\r\n").replace(b"\0", b"")
 
 
 def content(header: HeaderBlock, digest: bool = False) -> Content:
@@ -515,7 +520,8 @@ def envelope(header: HeaderBlock) -> bytes:
         from_,
         _address_list(header, "sender") or from_,
         _address_list(header, "reply-to") or from_,
-        *(_address_list(header, name) for name in ("to", "cc", "bcc")),
+        # Of these there should be one (RFC 5322 §3.6); where there are more, an answer to all still reaches all.
+        *(_address_list(header, name, most=MAX_FIELDS) for name in ("to", "cc", "bcc")),
     ]
     values = [
         nstring(raw_value(header, "date")),
@@ -527,9 +533,11 @@ def envelope(header: HeaderBlock) -> bytes:
     return b"(" + b" ".join(values) + b")"
 
 
-def _address_list(header: HeaderBlock, name: str) -> bytes:
-    value = raw_value(header, name)
-    found = addresses(value) if value else []
+def _address_list(header: HeaderBlock, name: str, most: int = 1) -> bytes:
+    found: list[Address] = []
+    for raw in header.raw_fields(name)[:most]:
+        if len(found) < MAX_ADDRESSES:
+            found += addresses(_unfolded(raw))
     if not found:
         return b""
     return b"(%b)" % b"".join(b"(%b NIL %b %b)" % (nstring(a.name), nstring(a.mailbox), nstring(a.host)) for a in found)

@@ -240,3 +240,10 @@ def test_the_odd_mails_of_python_have_structures() -> None:
 def test_search_text_is_found_behind_encodings(fields: bytes, octets: bytes, text: str) -> None:
     body = b"--b1\r\n" + fields + b"\r\n\r\n" + octets + b"\r\n--b1--\r\n"
     assert text in mime.text_of(NESTED_HEADER, body)
+
+
+def test_the_envelope_has_the_recipients_of_every_field_so_that_an_answer_to_all_reaches_all() -> None:
+    header = HeaderBlock.parse(b"From: a@x\r\nCc: b@x\r\nTo: c@x\r\nCc: d@x,\r\n e@x\r\nFrom: z@x\r\n\r\n")[0]
+    written = mime.envelope(header)
+    assert b'((NIL NIL "b" "x")(NIL NIL "d" "x")(NIL NIL "e" "x"))' in written
+    assert b'"z"' not in written
