@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from typing import Any, NamedTuple
 
@@ -52,12 +52,8 @@ async def commit(
     accepted: EventRow,
     span: Span,
     settled: Settled | None = None,
-    beside: Callable[[], object] | None = None,
 ) -> None:
-    """Durable when it returns. Raises what the store raises; then nothing was written.
-
-    `beside` is done on the store's thread meanwhile; it must not raise, and may be called again if the commit is.
-    """
+    """Durable when it returns. Raises what the store raises; then nothing was written."""
     began_ns = time.time_ns()
     attempts = {
         address: Attempt(
@@ -77,8 +73,6 @@ async def commit(
 
     def witness(outcomes: Sequence[Outcome]) -> list[EventRow]:
         made[:] = [event(node, attempts[found.target.address], found) for found in outcomes]
-        if beside is not None:
-            beside()
         return [accepted, *made] if settled is None else [settled.event, accepted, *made]
 
     try:

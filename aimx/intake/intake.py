@@ -171,16 +171,11 @@ class Intake:
         known = _known(envelope, message, routes, verdict)
         size = envelope.upload.size
         row = accepted(settings.node, message, arrival.octets, arrival.span, size, known)
-        replies: list[Reply] = []
-
-        def sign() -> None:
-            replies[:] = [self._receipt(message, arrival.octets, leaf_hash(row.leaf))]
-
-        # Nobody hears of the receipt before the message is durable, so it is signed where the loop need not wait.
-        await commit(self._store, settings.node, message, planned.firsts, row, arrival.span, beside=sign)
+        await commit(self._store, settings.node, message, planned.firsts, row, arrival.span)
         ACCEPTED.add()
         SIZE.record(size)
-        return replies[0]
+        # Signed here: the store's thread would wait for the loop after each signature, and with it the whole group.
+        return self._receipt(message, arrival.octets, leaf_hash(row.leaf))
 
     async def _route(self, envelope: Envelope, arrival: Arrival) -> list[Route]:
         """Decide for every recipient. One refusal refuses the message: nobody has it yet, the sender can mend it."""

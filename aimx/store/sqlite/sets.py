@@ -10,21 +10,18 @@ import sqlite3
 from array import array
 from collections.abc import Sequence
 from functools import cache
-from itertools import chain, islice
+from itertools import chain
 from typing import Any
 
-_CHUNKS = (64, 16, 4, 1)
-"""Rows in one INSERT. Few sizes, so that the prepared statements stay cached."""
+MOST = 64
+"""Rows in one INSERT: so many forms of each stay prepared."""
 
 
 def insert(db: sqlite3.Connection, table: str, columns: str, rows: Sequence[Sequence[Any]]) -> None:
     """Many rows in few statements, in the order given."""
-    done = 0
-    for size in _CHUNKS:
-        while len(rows) - done >= size:
-            values = list(chain.from_iterable(islice(rows, done, done + size)))
-            db.execute(_insert(table, columns, size), values)
-            done += size
+    for start in range(0, len(rows), MOST):
+        some = rows[start : start + MOST]
+        db.execute(_insert(table, columns, len(some)), list(chain.from_iterable(some)))
 
 
 @cache
