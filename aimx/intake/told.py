@@ -14,6 +14,7 @@ MAX_REFERENCES = 32
 MAX_PARENTS = 8
 """Of In-Reply-To, the first so many after the first."""
 
+_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 _PRIORITY = re.compile(r"-?[0-9]", re.ASCII)
 _CUSTOMARY = re.compile(r"([1-5])\b", re.ASCII)  # "1 (Highest)"
 _X_PRIORITY = {"1": 4, "2": 2, "3": 0, "4": -2, "5": -4}
@@ -43,12 +44,17 @@ def tell(header: HeaderBlock, asked_priority: int | None = None) -> Told:
         in_reply_to=replied[0] if replied else None,
         # Further parents (RFC 5322 §3.6.4 allows several) are looked up before References, the first of them first.
         references=[*identifier.message_ids(header.get("References"))[-MAX_REFERENCES:], *replied[MAX_PARENTS:0:-1]],
-        workflow=(header.get("X-Workflow-ID") or "").strip()[:MAX_TEXT] or None,
-        subject=(header.get("Subject") or "")[:MAX_TEXT],
+        workflow=_one_line(header.get("X-Workflow-ID")) or None,
+        subject=_one_line(header.get("Subject")),
         content_type=content_type[:255] or "text/plain",
         priority=_asked(header) if asked_priority is None else asked_priority,
         context=read(header),
     )
+
+
+def _one_line(value: str | None) -> str:
+    """RFC 2047 words may hold line ends and terminal controls, which nobody who names a workflow or a subject means."""
+    return _CONTROLS.sub(" ", value or "").strip()[:MAX_TEXT]
 
 
 def _asked(header: HeaderBlock) -> int:

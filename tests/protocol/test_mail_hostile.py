@@ -329,3 +329,14 @@ async def test_the_senders_baggage_is_carried_on_and_reaches_the_answer(tmp_path
         await node.send("bob", "ada", In_Reply_To="<q@x>")
         answer = await node.header("ada")
         assert (answer.get("tracestate"), answer.get("baggage")) == ("a=1", "tenant=x")
+
+
+async def test_names_that_hide_controls_are_one_line_that_can_be_asked_for(tmp_path: Path) -> None:
+    hidden = b"=?utf-8?q?report=0D=0AX-Evil:_1=00=1B[31m=E2=80=A8?="
+    head = b"From: planner@fabric.local\r\nSubject: %b\r\nX-Workflow-ID: %b\r\n\r\nx\r\n" % (hidden, hidden)
+    async with running(tmp_path, ("planner", "critic")) as node:
+        await node.send_raw("planner", ["critic"], head)
+        (row,) = await node.inbox("critic")
+        record = await node.store.message(row.eid)
+        assert record is not None
+        assert (record.subject, record.workflow) == ("report X-Evil: 1 [31m",) * 2
