@@ -339,4 +339,4 @@ async def test_names_that_hide_controls_are_one_line_that_can_be_asked_for(tmp_p
         (row,) = await node.inbox("critic")
         record = await node.store.message(row.eid)
         assert record is not None
-        assert (record.subject, record.workflow) == ("report X-Evil: 1 [31m",) * 2
+        assert (record.subject, record.workflow) == ("report X-Evil: 1\N{REPLACEMENT CHARACTER} [31m",) * 2
