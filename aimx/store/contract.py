@@ -589,7 +589,7 @@ class Store(Protocol):
     async def mailboxes(self, owner: str) -> list[Mailbox]: ...
     async def mailbox(self, owner: str, name: str) -> Mailbox | None: ...
     async def create_mailbox(self, owner: str, name: str, special_use: str | None = None) -> None:
-        """And its missing superiors (RFC 3501 §6.3.3). Raises AlreadyExists. A new UIDVALIDITY each time."""
+        """And its missing superiors (RFC 3501 §6.3.3). Raises AlreadyExists, OverQuota. A new UIDVALIDITY each time."""
 
     async def delete_mailbox(self, key: MailboxKey, witness: Callable[[list[str]], Sequence[EventRow]]) -> None:
         """Its entries go with it (the witness gets their eids). Raises NotFound."""
@@ -597,7 +597,9 @@ class Store(Protocol):
     async def rename_mailbox(self, owner: str, old: str, new: str) -> None:
         """With inferiors; INBOX's messages move and INBOX stays (RFC 3501 §6.3.5). Raises NotFound, AlreadyExists."""
 
-    async def subscribe_mailbox(self, owner: str, name: str, on: bool) -> None: ...
+    async def subscribe_mailbox(self, owner: str, name: str, on: bool) -> None:
+        """Raises OverQuota."""
+
     async def subscriptions(self, owner: str) -> list[str]:
         """Also names that no longer exist (RFC 3501 §6.3.9)."""
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from aimx.store.sqlite import mailboxes
 from tests.protocol.imap_world import World, world
 
 
@@ -98,3 +99,20 @@ async def test_status_counts(here: World) -> None:
     assert await client.ok(b"STATUS INBOX (APPENDLIMIT)") == [b"* STATUS INBOX (APPENDLIMIT 52428800)"]
     assert (await client.ask(b"STATUS Nope (MESSAGES)"))[1].startswith(b"NO [NONEXISTENT]")
     assert (await client.ask(b"STATUS INBOX (NOPE)"))[1] == b"BAD unknown status item"
+
+
+async def test_mailboxes_and_subscriptions_have_an_end(here: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = await here.client(mailbox=None)
+    monkeypatch.setattr(mailboxes, "MOST", 7)
+    await client.ok(b"CREATE one")
+    await client.ok(b"CREATE two")
+    assert (await client.ask(b"CREATE three"))[1].startswith(b"NO [OVERQUOTA]")
+    assert (await client.ask(b"RENAME INBOX three"))[1].startswith(b"NO [OVERQUOTA]")
+    await client.ok(b"RENAME two three")
+    await client.ok(b"SUBSCRIBE one")
+    await client.ok(b"SUBSCRIBE three")
+    await client.ok(b"DELETE one")
+    await client.ok(b"CREATE four")
+    assert (await client.ask(b"SUBSCRIBE four"))[1].startswith(b"NO [OVERQUOTA]")
+    await client.ok(b"UNSUBSCRIBE one")
+    await client.ok(b"SUBSCRIBE four")

@@ -14,6 +14,7 @@ from aimx.store.contract import (
     Mailbox,
     MailboxKey,
     NotFound,
+    OverQuota,
     Snapshot,
     Status,
 )
@@ -21,6 +22,9 @@ from aimx.store.sqlite import flags
 from aimx.store.sqlite.events import record
 from aimx.store.sqlite.sets import numbers
 from aimx.store.sqlite.writer import Tx
+
+MOST = 10_000
+"""Mailboxes of an agent, and names it subscribes to: each LIST and LSUB answers with all of them at once."""
 
 
 class Box(NamedTuple):
@@ -103,6 +107,7 @@ def create(tx: Tx, owner: str, name: str, special_use: str | None) -> None:
     number, name = _owner(tx.db, owner), canonical(name)
     if _id(tx.db, number, name) is not None:
         raise AlreadyExists("there is a mailbox of that name")
+    _check_room(tx.db, "mailbox", number)
     _make_superiors(tx, number, name)
     make(tx, number, name, special_use)
 
@@ -128,6 +133,7 @@ def rename(tx: Tx, owner: str, old: str, new: str) -> None:
     if _id(db, number, new) is not None:
         raise AlreadyExists("there is a mailbox of that name")
     if old == INBOX:
+        _check_room(db, "mailbox", number)
         _make_superiors(tx, number, new)
         _empty_into(tx, MailboxKey(owner, source), make(tx, number, new))
         return
@@ -178,6 +184,12 @@ def _inferiors(db: sqlite3.Connection, owner: int, name: str) -> list[str]:
     return [found for (found,) in db.execute(sql, (owner, name + "/", name + "0"))]
 
 
+def _check_room(db: sqlite3.Connection, table: str, owner: int) -> None:
+    (count,) = db.execute(f"SELECT count(*) FROM {table} WHERE owner = ?", (owner,)).fetchone()  # noqa: S608
+    if count >= MOST:
+        raise OverQuota(f"at most {MOST}")
+
+
 def _id(db: sqlite3.Connection, owner: int, name: str) -> int | None:
     row = db.execute("SELECT id FROM mailbox WHERE owner = ? AND name = ?", (owner, name)).fetchone()
     return row[0] if row else None
@@ -217,6 +229,7 @@ def _mailbox(owner: str, row: tuple[Any, ...]) -> Mailbox:
 def set_subscribed(tx: Tx, owner: str, name: str, on: bool) -> None:
     number, name = _owner(tx.db, owner), canonical(name)
     if on:
+        _check_room(tx.db, "subscription", number)
         tx.db.execute("INSERT OR IGNORE INTO subscription (owner, name) VALUES (?, ?)", (number, name))
     else:
         tx.db.execute("DELETE FROM subscription WHERE owner = ? AND name = ?", (number, name))
