@@ -171,9 +171,10 @@ def accept(tx: Tx, calls: list[Acceptance]) -> list[list[Outcome] | StoreError]:
     db = tx.db
     slots = load_slots(db, {(target.address, target.folder) for call in calls for target in call.targets})
     chains = _load_chains(db, {call.message.loop_key for call in calls})
-    (message, delivery) = db.execute(
+    (message, delivery, tx.next_seq) = db.execute(
         "SELECT coalesce((SELECT max(id) FROM message), 0),"
-        " coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'delivery'), 0)"
+        " coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'delivery'), 0),"
+        " coalesce((SELECT max(seq) FROM event), 0) + 1"
     ).fetchone()
     lot = _Lot(db, slots, chains, message, delivery)
     results: list[list[Outcome] | StoreError] = []

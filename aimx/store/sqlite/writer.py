@@ -100,6 +100,7 @@ class Writer:
         self._batch = batch
         self._lazy = lazy
         self._notify = notify
+        self._waiting: list[Job] = []
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._loop = asyncio.get_running_loop()
         self._db: sqlite3.Connection | None = None
@@ -122,14 +123,23 @@ class Writer:
         if self._closed:
             raise Unavailable("the store is closed")
         future = self._loop.create_future()
-        self._jobs.put(Job(future, work, item))
+        if not self._waiting:
+            self._loop.call_soon(self._hand_over)
+        self._waiting.append(Job(future, work, item))
         return future
+
+    def _hand_over(self) -> None:
+        """What one turn of the loop brought: groups are larger so, and the thread begins when the loop is done."""
+        for job in self._waiting:
+            self._jobs.put(job)
+        self._waiting.clear()
 
     async def close(self) -> None:
         """Commit what was submitted, then end the thread."""
         if self._closed:
             return
         self._closed = True
+        self._hand_over()
         self._jobs.put(None)
         await asyncio.to_thread(self._thread.join)
 
@@ -189,7 +199,7 @@ class Writer:
             items = [job for job in jobs if job.work is None]
             verdicts = self._items(tx, items) if items else []
             verdicts += [self._single(tx, job) for job in jobs if job.work is not None]
-            self._savepoint(tx, self._lazy)
+            self._lazy(tx)
             db.execute("COMMIT")
         except Exception as error:
             self._roll_back(db)
