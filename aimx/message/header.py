@@ -105,11 +105,11 @@ class HeaderBlock:
 
     def strip(self, predicate: Callable[[bytes], bool]) -> list[Field]:
         """Take out the fields whose lower-cased name satisfies `predicate`; returns what was taken."""
-        taken = [field for field in self.fields if field.name and predicate(field.name)]
-        if taken:
-            gone = {id(field) for field in taken}
-            self.fields = [field for field in self.fields if id(field) not in gone]
-            self._index = None
+        gone = {name for name in {field.name for field in self.fields} if name and predicate(name)}
+        if not gone:
+            return []
+        taken = [field for field in self.fields if field.name in gone]
+        self.replace([field for field in self.fields if field.name not in gone])
         return taken
 
     def replace(self, fields: list[Field]) -> None:

@@ -8,6 +8,7 @@ that it folds.
 import re
 from collections.abc import Sequence
 from enum import StrEnum
+from functools import lru_cache
 from typing import NamedTuple
 from urllib.parse import quote, unquote
 
@@ -194,10 +195,14 @@ def hop_line(hop: Hop) -> bytes:
     members = [
         f"hop={hop.number}",
         f"traceparent={hop.context.traceparent}",
-        f"by={quote(hop.by, safe='.-:[]')}",
-        f"rule={quote(hop.rule, safe='.-_/')}",
+        f"by={_quoted(hop.by, '.-:[]')}",
+        f"rule={_quoted(hop.rule, '.-_/')}",
     ]
     return fold("AIMX-Trace", members, separator="; ")
+
+
+_quoted = lru_cache(256)(quote)
+"""A node's own name and its rules' names: the same for every message."""
 
 
 def hops(headers: HeaderBlock) -> list[Hop]:
