@@ -50,7 +50,9 @@ def aimx() -> None:
 def main() -> None:
     """Entry point of the console script."""
     from aimx.cli.failure import report
+    from aimx.cli.screen import any_screen
 
+    any_screen()
     try:
         status = aimx.main(prog_name="aimx", standalone_mode=False)
     except click.exceptions.Abort:

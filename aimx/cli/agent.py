@@ -173,8 +173,8 @@ def remove(name: str, yes: bool, as_json: bool, data: Path) -> None:
     async def work() -> str:
         async with opened(data) as (settings, store):
             old = await _existing(store, settings, name)
-            if not yes:
-                click.confirm(f"Remove {old.address} and its mailboxes?", abort=True)
+            if not yes and not _agreed(old.address):
+                raise Failed(f"{old.address} is not removed; --yes removes it unasked")
             await store.remove_agent(old.address, [_event(settings, "agent.removed", old.address)])
             return old.address
 
@@ -209,6 +209,14 @@ def token(name: str, as_json: bool, data: Path) -> None:
         click.echo(f"token for {address}, shown once:\n{secret}")
 
 
+def _agreed(address: str) -> bool:
+    try:
+        return click.confirm(f"Remove {address} and its mailboxes?", err=True)
+    except click.Abort:  # nobody is there to answer
+        click.echo(err=True)
+        return False
+
+
 def _change(name: str, data: Path, as_json: bool, what: str, **changes: Any) -> None:
     async def work() -> Agent:
         async with opened(data) as (settings, store):
@@ -221,8 +229,9 @@ def _change(name: str, data: Path, as_json: bool, what: str, **changes: Any) -> 
     if as_json:
         print_json({"address": new.address, **_limits(new), **_state(new)})
     else:
-        facts = ", ".join(f"{key} {value}" for key, value in changes.items())
-        click.echo(f"{new.address}: {facts}".replace("_", "-"))
+        words = {None: "none", True: "yes", False: "no"}
+        facts = ", ".join(f"{key.replace('_', '-')} {words.get(value, value)}" for key, value in changes.items())
+        click.echo(f"{new.address}: {facts}")
 
 
 async def _existing(store: Store, settings: Settings, name: str) -> Agent:

@@ -20,7 +20,7 @@ def audit() -> None:
     """The tamper-evident log."""
 
 
-@audit.command()
+@audit.command(short_help="Check every leaf, signature, event and message.")
 @click.option(
     "--checkpoint",
     "checkpoints",
@@ -75,7 +75,7 @@ def print_report(report: "Report") -> None:
     click.echo("\n".join(rest))
 
 
-@audit.command()
+@audit.command(short_help="Print a proof for one message, to be checked offline.")
 @click.argument("id")
 @click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Write the proof to a file.")
 @json_option

@@ -21,6 +21,7 @@ import click
 from rich.markup import escape
 from rich.panel import Panel
 from rich.rule import Rule
+from rich.table import Table
 
 import aimx
 from aimx.audit.evidence import Evidence
@@ -244,7 +245,9 @@ def _take(payload: dict[str, Any], seen: Seen) -> None:
 def _tell(name: str, text: str, began: float, *, loud: bool = False) -> None:
     colour = _COLOUR.get(name, "")
     words = f"[bold red]{escape(text)}[/]" if loud else escape(text)
-    console().print(f"[dim]{time.monotonic() - began:6.2f} s[/]  [{colour}]{name:<10}[/]  {words}")
+    row = Table.grid(padding=(0, 2))
+    row.add_row(f"[dim]{time.monotonic() - began:6.2f} s[/]", f"[{colour}]{name:<10}[/]", words)
+    console().print(row)
 
 
 # ── what can be seen afterwards ──────────────────────────────────────────────────────────────────────────────────────

@@ -4,6 +4,7 @@ import asyncio
 import os
 import shutil
 import socket
+import sqlite3
 import ssl
 import stat
 import sys
@@ -19,7 +20,12 @@ import click
 from aimx.cli.folder import MAIL_DB, Ready, data_option, json_option, opened, ready, settings_of
 from aimx.cli.screen import console, print_json, size_of, span_of
 from aimx.config import SettingError
+from aimx.sdk.account import READY_FILE
+from aimx.sdk.errors import reason
+from aimx.store.contract import StoreError
 
+_KEPT = ("admin.token", "audit.db", "audit.vkeys", "keys/log.key", "keys/receipt.key", "node.secret")
+"""What a folder with mail in it also has, and what a node that is started again cannot make as it was."""
 LOW_DISK = 500_000_000
 PATIENCE = 3.0
 
@@ -56,14 +62,15 @@ def doctor(as_json: bool, data: Path) -> None:
 
 async def _look(data: Path) -> list[Finding]:
     found = list(_folder(data))
-    if any(finding.verdict == "wrong" and finding.what == "folder" for finding in found):
+    if not data.is_dir():  # noqa: ASYNC240
         return found
     found += _settings(data)
     found += _disk(data)
     running = ready(data)
-    found += [finding async for finding in _doors(running)]
+    found += [finding async for finding in _doors(data, running)]
+    runs = not any(finding.what == "node" for finding in found)
     found += _certificate(data, running)
-    found += [finding async for finding in _store(data)]
+    found += [finding async for finding in _store(data, runs)]
     found += [finding async for finding in _tracing()]
     return found
 
@@ -84,6 +91,9 @@ def _folder(data: Path) -> Iterator[Finding]:
     foreign = [path for path in secrets if path.exists() and not os.access(path, os.R_OK)]
     for path in foreign:
         yield Finding("wrong", "secrets", f"{path} cannot be read by this user", "run this as the node's user")
+    lost = [name for name in _KEPT if not (data / name).exists()] if (data / MAIL_DB).exists() else []
+    for name in lost:
+        yield Finding("wrong", "files", f"{data / name} is not there", "bring it back from a backup of the folder")
     if not loose and not foreign:
         yield Finding("ok", "secrets", f"{sum(path.exists() for path in secrets)} files, readable by their owner only")
 
@@ -106,9 +116,13 @@ def _disk(data: Path) -> Iterator[Finding]:
         yield Finding("ok", "disk", f"{size_of(free)} free")
 
 
-async def _doors(running: Ready | None) -> AsyncIterator[Finding]:
+async def _doors(data: Path, running: Ready | None) -> AsyncIterator[Finding]:
     if running is None:
-        yield Finding("note", "node", "not running", "aimx serve")
+        yield Finding("note", "node", "not running", f"aimx serve --data {data}")
+        return
+    if not any([await _open(where) for where in (running.smtp, running.smtps, running.imap, running.imaps)]):
+        text = f"not running, although {READY_FILE} says so: it did not end in good order"
+        yield Finding("wrong", "node", text, f"aimx serve --data {data}; nothing that was accepted is lost")
         return
     context = ssl.create_default_context(cafile=running.ca) if os.path.exists(running.ca) else None  # noqa: ASYNC240
     for name, where, speaks_first in (
@@ -123,11 +137,22 @@ async def _doors(running: Ready | None) -> AsyncIterator[Finding]:
         try:
             said = await asyncio.wait_for(_knock(where, tls, speaks_first), PATIENCE)
         except (OSError, TimeoutError, ssl.SSLError, ValueError) as error:
-            reason = str(error) or "no answer"
-            yield Finding("wrong", name, f"{where}: {reason}", "is the node still running? see its log")
+            yield Finding("wrong", name, f"{where}: {reason(error, running.ca)}", "see the node's log")
             continue
         took = span_of((time.monotonic() - began) * 1000)
         yield Finding("ok", name, f"{where} answers in {took}: {said[:60]}" if said else f"{where} answers in {took}")
+
+
+async def _open(where: str) -> bool:
+    """Whether anybody listens there."""
+    try:
+        async with asyncio.timeout(PATIENCE):
+            await _knock(where, None, speaks_first=False)
+    except ConnectionRefusedError:
+        return False
+    except (OSError, TimeoutError, ValueError):
+        return True  # somebody does; what is wrong there is told door by door
+    return True
 
 
 async def _knock(where: str, tls: ssl.SSLContext | None, speaks_first: bool) -> str:
@@ -148,7 +173,12 @@ def _certificate(data: Path, running: Ready | None) -> Iterator[Finding]:
     try:
         certificate = x509.load_pem_x509_certificate(path.read_bytes())
     except (OSError, ValueError):
-        yield Finding("wrong", "certificate", f"{path} cannot be read", "restart the node: it makes a new one")
+        yield Finding(
+            "wrong",
+            "certificate",
+            f"{path} cannot be read",
+            "remove server.pem and server.key there: a node makes its own",
+        )
         return
     left = certificate.not_valid_after_utc - datetime.now(UTC)
     names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
@@ -161,15 +191,25 @@ def _certificate(data: Path, running: Ready | None) -> Iterator[Finding]:
         yield Finding("ok", "certificate", f"for {listed}; {left.days} days left")
 
 
-async def _store(data: Path) -> AsyncIterator[Finding]:
+async def _store(data: Path, runs: bool) -> AsyncIterator[Finding]:
     if not (data / MAIL_DB).exists():
         yield Finding("note", "store", "no mail yet", f"start the node once: aimx serve --data {data}")
         return
-    async with opened(data) as (settings, store):
-        agents = await store.agents()
-        backlog = await store.backlog()
+    try:
+        async with opened(data) as (settings, store):
+            agents = await store.agents()
+            backlog = await store.backlog()
+    except (sqlite3.Error, StoreError, OSError) as error:
+        yield Finding(
+            "wrong", "store", f"{data / MAIL_DB} cannot be read: {error}", "bring the folder back from a backup"
+        )
+        return
     now = time.time_ns() // 1_000_000
-    yield Finding("ok", "store", f"{MAIL_DB} {size_of((data / MAIL_DB).stat().st_size)}, {len(agents)} agents")
+    yield Finding(
+        "ok",
+        "store",
+        f"{MAIL_DB} {size_of((data / MAIL_DB).stat().st_size)}, {len(agents)} agent{'' if len(agents) == 1 else 's'}",
+    )
     if backlog.queue_depth and backlog.queue_oldest_ms is not None:
         age = span_of(now - backlog.queue_oldest_ms)
         text = f"{backlog.queue_depth} deliveries wait, the oldest for {age}"
@@ -182,8 +222,8 @@ async def _store(data: Path) -> AsyncIterator[Finding]:
     age_ms = now - backlog.outbox_oldest_ms
     late = age_ms > settings.audit.max_lag * 1000
     text = f"{backlog.outbox_depth} events not yet in the log, the oldest for {span_of(age_ms)}"
-    fix = "the running node should take them in within a second; see its log" if late else ""
-    yield Finding("wrong" if late and ready(data) else "note" if late else "ok", "audit", text, fix)
+    fix = "the node should take them in within a second; see its log" if runs else "the node does it when it runs again"
+    yield Finding("ok" if not late else "wrong" if runs else "note", "audit", text, fix)
 
 
 async def _tracing() -> AsyncIterator[Finding]:
@@ -193,12 +233,16 @@ async def _tracing() -> AsyncIterator[Finding]:
             "ok", "tracing", "no collector in this environment (OTEL_EXPORTER_OTLP_ENDPOINT); nothing exported"
         )
         return
-    parts = urlsplit(endpoint if "://" in endpoint else f"http://{endpoint}")
-    host, port = parts.hostname or "localhost", parts.port or (443 if parts.scheme == "https" else 4317)
+    fix = "start the collector or correct OTEL_EXPORTER_OTLP_ENDPOINT; mail goes on without it"
+    try:
+        parts = urlsplit(endpoint if "://" in endpoint else f"http://{endpoint}")
+        host, port = parts.hostname or "localhost", parts.port or (443 if parts.scheme == "https" else 4317)
+    except ValueError:
+        yield Finding("note", "tracing", f"{endpoint!r} is no URL", fix)
+        return
     try:
         _, writer = await asyncio.wait_for(asyncio.open_connection(host, port), PATIENCE)
         writer.close()
         yield Finding("ok", "tracing", f"a collector answers at {host}:{port}")
-    except (OSError, TimeoutError, socket.gaierror) as error:
-        fix = "start the collector or correct OTEL_EXPORTER_OTLP_ENDPOINT; mail goes on without it"
-        yield Finding("note", "tracing", f"no collector at {host}:{port}: {error or 'no answer'}", fix)
+    except (OSError, TimeoutError, socket.gaierror):
+        yield Finding("note", "tracing", f"nobody answers at {host}:{port}", fix)

@@ -1,14 +1,14 @@
 """`aimx inbox`: an agent's mail in the terminal."""
 
 import asyncio
-import json
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from typing import Any
 
 import click
 
 from aimx.cli.account import account_options, client
 from aimx.cli.folder import json_option
+from aimx.cli.screen import json_of
 from aimx.cli.tracing import exported
 from aimx.message.payload import as_json as show_payload
 from aimx.sdk.message import Message
@@ -17,38 +17,50 @@ from aimx.sdk.message import Message
 @click.command()
 @click.option("--follow", "-f", is_flag=True, help="Go on with each new message as it comes.")
 @click.option("--ack", is_flag=True, help="Acknowledge what is printed.")
-@click.option("--wait", type=float, default=None, metavar="SECONDS", help="Without --follow: wait for the first one.")
+@click.option(
+    "--wait",
+    type=click.FloatRange(0, min_open=True),
+    default=None,
+    metavar="SECONDS",
+    help="Without --follow: wait for the first one.",
+)
 @account_options
 @json_option
 def inbox(follow: bool, ack: bool, wait: float | None, as_json: bool, **account: Any) -> None:
     """Print the messages an agent has not acknowledged; with --json one document a line."""
 
-    async def work() -> None:
-        async with client(**account) as me:
-            messages = me.inbox()
-            try:
-                patience = wait if wait is not None else 0.5
-                while True:
-                    async with asyncio.timeout(None if follow else patience):
-                        message = await anext(messages)
-                    patience = 0.5
-                    _print(message, as_json)
-                    if ack:
-                        await message.ack()
-            except TimeoutError:
-                return
-            finally:
-                await messages.aclose()
+    async def work() -> int:
+        printed = 0
+
+        async def show(message: Message) -> None:
+            nonlocal printed
+            _print(message, as_json)
+            printed += 1
+            if ack:
+                await message.ack()
+
+        # The first is awaited by a loop that stays open, so that the second does not get it again.
+        async with client(**account) as me, aclosing(me.inbox()) as waiting:
+            if wait is not None and not follow:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(wait):
+                        first = await anext(waiting)
+                    await show(first)
+            async with aclosing(me.inbox(follow=follow)) as messages:
+                async for message in messages:
+                    await show(message)
+        return printed
 
     with exported("aimx-inbox"), suppress(KeyboardInterrupt):
-        asyncio.run(work())
+        if not asyncio.run(work()) and not as_json:
+            click.echo("nothing that is not acknowledged", err=True)
 
 
 def _print(message: Message, as_json: bool) -> None:
     shown = show_payload(message.content_type, message.content)
     if as_json:
         click.echo(
-            json.dumps(
+            json_of(
                 {
                     "id": message.id,
                     "message_id": message.message_id,
@@ -59,8 +71,7 @@ def _print(message: Message, as_json: bool) -> None:
                     "content_type": message.content_type,
                     "payload": shown.value,
                     **({"note": shown.note} if shown.note else {}),
-                },
-                ensure_ascii=False,
+                }
             )
         )
         return
@@ -69,5 +80,5 @@ def _print(message: Message, as_json: bool) -> None:
         f"  workflow {message.workflow}" if message.workflow else ""
     )
     click.echo(click.style(about, dim=True))
-    text = shown.value if isinstance(shown.value, str) else json.dumps(shown.value, indent=2, ensure_ascii=False)
+    text = shown.value if isinstance(shown.value, str) else json_of(shown.value, indent=2)
     click.echo(text + (click.style(f"\n({shown.note})", dim=True) if shown.note else "") + "\n")

@@ -22,7 +22,7 @@ def route() -> None:
     """The routing rules."""
 
 
-@route.command()
+@route.command(short_help="Print every rule tried for a message, and what comes of it.")
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False, exists=True, allow_dash=True))
 @click.option("--to", multiple=True, help="Recipient. [default: those in To and Cc]")
 @click.option("--config", type=click.Path(path_type=Path, dir_okay=False), help="Try this aimx.toml instead.")

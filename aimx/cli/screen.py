@@ -1,6 +1,9 @@
 """What every command prints with: one console, JSON, and times a person can read."""
 
+import codecs
 import json
+import os
+import sys
 import time
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -11,6 +14,30 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
+_PLAIN = {"→": "->", "↳": "`->", "·": ".", "⚠": "!", "✓": "+", "◷": "o", "✗": "x", "◉": "*", "…": "...", "—": "--"}
+"""What stands for our signs where the terminal has no letters for them."""
+WIDE = 10_000
+
+
+def any_screen() -> None:
+    """Let nothing that is printed fail for want of a letter: a locale without UTF-8 gets the nearest it has."""
+    codecs.register_error("aimx", _nearest)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure") and not is_unicode(stream):
+            stream.reconfigure(errors="aimx")
+
+
+def is_unicode(stream: Any) -> bool:
+    """Whether everything can be written to it."""
+    return (getattr(stream, "encoding", None) or "").lower().replace("-", "").startswith("utf")
+
+
+def _nearest(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return "".join(_PLAIN.get(char, "?") for char in error.object[error.start : error.end]), error.end
+
+
 @cache
 def console() -> "Console":
     """The one console; loaded when something is drawn, for most commands only print a line."""
@@ -19,9 +46,21 @@ def console() -> "Console":
     return Console(highlight=False)
 
 
+def page() -> "Console":
+    """The console for what is as wide as it is: in a pipe or a file nothing is broken, unless COLUMNS says where."""
+    from rich.console import Console
+
+    narrow = sys.stdout.isatty() or os.environ.get("COLUMNS")
+    return Console(highlight=False) if narrow else Console(highlight=False, width=WIDE)
+
+
 def print_json(value: Any) -> None:
-    """For programs: one document, stable key order, UTF-8."""
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+    """For programs: one document, stable key order, UTF-8, or ASCII where the locale has no UTF-8."""
+    click.echo(json_of(value, indent=2))
+
+
+def json_of(value: Any, indent: int | None = None) -> str:
+    return json.dumps(value, indent=indent, ensure_ascii=not is_unicode(sys.stdout), default=str)
 
 
 def print_table(rows: list[list[str]]) -> None:

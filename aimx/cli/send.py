@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import sys
 from typing import Any
 
@@ -9,8 +10,9 @@ import click
 
 from aimx.cli.account import account_options, client
 from aimx.cli.folder import json_option
-from aimx.cli.screen import print_json
+from aimx.cli.screen import json_of, print_json
 from aimx.cli.tracing import exported
+from aimx.message.payload import Codec, codec_of
 from aimx.sdk.client import Sent
 
 
@@ -21,7 +23,12 @@ from aimx.sdk.client import Sent
 @click.option("--workflow", help="X-Workflow-ID: what belongs together.")
 @click.option("--type", "content_type", help="Content type, e.g. text/plain or application/msgpack.")
 @click.option("--priority", type=click.IntRange(-9, 9), help="Above 0 only for agents that may.")
-@click.option("--wait", type=float, metavar="SECONDS", help="Wait so long for the reply and print it.")
+@click.option(
+    "--wait",
+    type=click.FloatRange(0, min_open=True),
+    metavar="SECONDS",
+    help="Wait so long for the reply and print it.",
+)
 @account_options
 @json_option
 def send(
@@ -37,10 +44,11 @@ def send(
 ) -> None:
     """Send PAYLOAD to TO (an address, or a name in the agent's domain; several with commas).
 
-    PAYLOAD is JSON, or any other text; `-` reads it from standard input. Signs in with AIMX_URL, or with --agent and
-    AIMX_PASSWORD at the node in --data.
+    PAYLOAD is JSON, any other text, or other octets; `-`, or nothing, reads it from standard input. Signs in with
+    AIMX_URL, or with --agent and AIMX_PASSWORD at the node in --data.
     """
-    value = _payload(sys.stdin.read() if payload == "-" else payload)
+    octets = sys.stdin.buffer.read() if payload == "-" else os.fsencode(payload)
+    value = _payload(octets, codec_of(content_type) if content_type else None)
     options = {"subject": subject, "workflow": workflow, "content_type": content_type, "priority": priority}
     recipients = [address for address in to.split(",") if address.strip()]
 
@@ -63,7 +71,16 @@ def send(
         click.echo(f"accepted {done.id}\ntrace    {done.trace_id}")
 
 
-def _payload(text: str) -> object:
+def _payload(octets: bytes, codec: Codec | None) -> object:
+    """What the octets are; `codec` is None when no content type was given."""
+    if codec in ("bytes", "protobuf"):
+        return octets
+    try:
+        text = octets.decode()
+    except UnicodeDecodeError:
+        return octets
+    if codec == "text":
+        return text
     try:
         return json.loads(text)
     except ValueError:
@@ -71,4 +88,4 @@ def _payload(text: str) -> object:
 
 
 def _shown(payload: object) -> str:
-    return payload if isinstance(payload, str) else json.dumps(payload, indent=2, ensure_ascii=False, default=str)
+    return payload if isinstance(payload, str) else json_of(payload, indent=2)

@@ -8,7 +8,7 @@ import click
 
 from aimx.cli.folder import remember
 from aimx.config import load
-from aimx.sdk.account import DEFAULT_DATA
+from aimx.sdk.account import DEFAULT_DATA, STARTED_FILE
 
 _LISTENERS = {
     "smtp": "SMTP submission with STARTTLS",
@@ -59,6 +59,7 @@ def serve(
     from aimx import node
 
     def announced(ready: node.Ready, first: bool) -> None:
+        first = first or not (settings.data / STARTED_FILE).exists()  # the first that came so far
         remember(settings)
         if first:
             elsewhere = settings.data.resolve() != Path(DEFAULT_DATA).resolve()

@@ -8,7 +8,7 @@ import click
 
 from aimx.cli.failure import Failed
 from aimx.cli.folder import data_option, json_option, opened
-from aimx.cli.screen import console, print_json
+from aimx.cli.screen import page, print_json
 from aimx.store.contract import MessageFilter, Store
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def trace(id: str, everything: bool, as_json: bool, data: Path) -> None:
         return
     from aimx.cli.conversation import draw
 
-    console().print(draw(found, everything=everything))
+    page().print(draw(found, everything=everything))
 
 
 async def _timeline(data: Path, what: str) -> "Timeline":

@@ -93,4 +93,7 @@ def reason(error: BaseException, ca: str | None = None) -> str:
             return "there is no such host"
         case TimeoutError():
             return "no answer"
-    return " ".join(str(cause).split()) or type(cause).__name__
+    text = " ".join(str(getattr(cause, "message", cause)).split())
+    if text.startswith("Malformed SMTP response"):
+        return "what answers there does not speak SMTP"
+    return text or type(cause).__name__
