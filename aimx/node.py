@@ -189,7 +189,7 @@ class Node:
             bound[name] = bind(name, getattr(settings.listen, name))
             self._stack.callback(bound[name].close)
         context = certificates.server_context()
-        budget = ByteBudget(settings.smtp.byte_budget)
+        budget = ByteBudget(settings.smtp.byte_budget, least=settings.imap.max_literal)
         smtp_server = smtp.Server(Door(settings.domains, settings.smtp, directory, intake, budget), context)
         imap_server = imap.Server(imap.Door(settings, store, directory, intake, tracer, budget), context)
         reader = Reader(folder / AUDIT_FILE)

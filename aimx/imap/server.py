@@ -27,8 +27,6 @@ log = logging.getLogger("aimx.imap")
 
 COMMAND_WITHIN = 120.0
 """Seconds without an octet in the middle of a command: it may hold memory, so it may not dawdle like an idle client."""
-SHARES = 4
-"""One agent may have one in so many octets of the node's budget for unfinished messages, and always one message."""
 TAKE_WITHIN = 300.0
 """Seconds a peer may leave what we send unread."""
 SWEEP_EVERY = 2.0
@@ -43,10 +41,10 @@ ACCOUNTS_AFTER = 0.2
 
 
 class Budget(Protocol):
-    """How many octets of unfinished messages the whole node may hold in memory."""
+    """How many octets of unfinished messages the whole node may hold in memory, and how many one agent."""
 
-    def take(self, octets: int) -> bool: ...
-    def give(self, octets: int) -> None: ...
+    def take(self, octets: int, owner: str) -> bool: ...
+    def give(self, octets: int, owner: str) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,13 +153,13 @@ class Connection(asyncio.Protocol):
         self._server.closed(self)
 
     def _reserve(self, octets: int) -> bool:
-        return self._server.take(self._owner, octets)
+        return self._server.door.budget.take(octets, self._owner)
 
     def _give_back(self) -> None:
         held = self._charged + self._framer.reserved
         self._charged = self._framer.reserved = 0
         if held:
-            self._server.give(self._owner, held)
+            self._server.door.budget.give(held, self._owner)
 
     @property
     def _owner(self) -> str:
@@ -179,7 +177,7 @@ class Connection(asyncio.Protocol):
 
     async def command(self) -> Raw | Refused:
         if self._charged:
-            self._server.give(self._owner, self._charged)
+            self._server.door.budget.give(self._charged, self._owner)
             self._charged = 0
         while True:
             if self._farewell and self._framer.idle:
@@ -353,8 +351,6 @@ class Server(Listener[Connection]):
             door.settings.node,
             settings.max_errors,
         )
-        self._held: Counter[str] = Counter()
-        """Octets of the budget, by who has them."""
         self._sweeper = self.loop.create_task(self._sweep(), name="aimx-imap-sweep")
         self._accounts: asyncio.Task[None] | None = None
         self._unsubscribe = door.store.subscribe("agents", self._agents_changed)
@@ -381,23 +377,6 @@ class Server(Listener[Connection]):
             now = self.loop.time()
             for connection in list(self._connections):
                 connection.sweep(now)
-
-    # --- who holds memory ---
-
-    def take(self, owner: str, octets: int) -> bool:
-        """Take from the node's budget, within the share of one owner: nobody alone keeps all others from storing."""
-        settings = self.door.settings
-        share = max(settings.smtp.byte_budget // SHARES, settings.imap.max_literal)
-        if self._held[owner] + octets > share or not self.door.budget.take(octets):
-            return False
-        self._held[owner] += octets
-        return True
-
-    def give(self, owner: str, octets: int) -> None:
-        self.door.budget.give(octets)
-        self._held[owner] -= octets
-        if not self._held[owner]:
-            del self._held[owner]  # owners come and go for ever
 
     # --- closed accounts ---
 

@@ -521,7 +521,7 @@ class Session:
             transaction.refusal = Reply(554, "5.6.0", fault_text(self._receiver.fault))
         elif transaction.size > settings.max_size:
             transaction.refusal = Reply(552, "5.3.4", f"a message has at most {settings.max_size} octets")
-        elif not self._door.budget.take(len(data)):
+        elif not self._door.budget.take(len(data), self._owner):
             transaction.refusal = OUT_OF_MEMORY
         else:
             transaction.charged += len(data)
@@ -550,7 +550,7 @@ class Session:
             return
         # The first part stays in memory as a sample, what came later is in the store now.
         transaction.kept = transaction.kept or transaction.charged
-        self._door.budget.give(transaction.charged - transaction.kept)
+        self._door.budget.give(transaction.charged - transaction.kept, self._owner)
         transaction.charged = transaction.kept
 
     def _end_of_data(self, fault: Fault) -> Awaitable[None]:
@@ -613,7 +613,7 @@ class Session:
 
     async def _release(self, transaction: Transaction) -> None:
         """Give back memory and staged parts."""
-        self._door.budget.give(transaction.charged)
+        self._door.budget.give(transaction.charged, self._owner)
         transaction.charged = transaction.kept = 0
         transaction.gathered.clear()
         upload, transaction.upload = transaction.upload, None
@@ -621,6 +621,12 @@ class Session:
             await upload.discard()
 
     # ── helpers of the commands ──
+
+    @property
+    def _owner(self) -> str:
+        """Whose share of the budget it is: nobody has a transaction who did not sign in."""
+        assert self._agent is not None
+        return self._agent.address
 
     def _path(self, argument: str) -> Path:
         try:

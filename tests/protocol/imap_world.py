@@ -20,6 +20,7 @@ from aimx.identity.certificate import Certificates
 from aimx.imap.server import Door, Server
 from aimx.intake.intake import Intake
 from aimx.listener import bind
+from aimx.smtp.budget import ByteBudget
 from aimx.store.contract import Agent, StoredEvent
 from aimx.store.sqlite import SqliteStore
 from aimx.telemetry.span import Span, Tracer
@@ -37,21 +38,17 @@ class Spans(list[Span]):
         self.append(span)
 
 
-class Budget:
+class Budget(ByteBudget):
     """A byte budget that tells a test what is out."""
 
-    def __init__(self, limit: int = 256 * 1024 * 1024) -> None:
-        self.limit, self.held = limit, 0
+    @property
+    def held(self) -> int:
+        return self.limit - self.left
 
-    def take(self, octets: int) -> bool:
-        if self.held + octets > self.limit:
-            return False
-        self.held += octets
-        return True
-
-    def give(self, octets: int) -> None:
-        self.held -= octets
-        assert self.held >= 0
+    def shrink(self, limit: int, share: int) -> None:
+        """While nothing is out."""
+        self.limit = self.left = limit
+        self.share = share
 
 
 class Client:
@@ -121,7 +118,7 @@ class Client:
 class World:
     def __init__(self, server: Server, store: SqliteStore, imap: Endpoint, imaps: Endpoint, spans: Spans) -> None:
         self.server, self.store, self.imap, self.imaps, self.spans = server, store, imap, imaps, spans
-        self.budget = Budget()
+        self.budget: Budget
         self.ca: Path
         self._clients: list[Client] = []
 
@@ -193,7 +190,7 @@ async def world(folder: Path, **imap: Any) -> AsyncIterator[World]:
     spans = Spans()
     tracer = Tracer(spans)
     intake = Intake(settings, store, directory, tracer, message_id_key=b"k" * 32)
-    budget = Budget()
+    budget = Budget(settings.smtp.byte_budget)
     made = certificates()
     server = Server(Door(settings, store, directory, intake, tracer, budget), made.server_context())
     local = Endpoint("127.0.0.1", 0)

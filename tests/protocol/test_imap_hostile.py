@@ -236,7 +236,7 @@ async def test_slow_clients_are_let_go(tmp_path: Path) -> None:
 
 
 async def test_the_budget_of_the_node_bounds_what_is_uploaded(here: World) -> None:
-    here.budget.limit = 10_000
+    here.budget.shrink(10_000, share=10_000)
     first, second = await here.client(), await here.client()
     first.send(b"a APPEND INBOX {9000}\r\n")
     assert await first.line() == b"+ go ahead"
@@ -326,7 +326,7 @@ async def test_a_search_for_thousands_of_texts_is_refused_and_for_many_holds_up_
 
 
 async def test_one_agent_alone_cannot_keep_others_from_storing(here: World) -> None:
-    here.budget.limit = 64 * MIB + 1000
+    here.budget.shrink(64 * MIB + 1000, share=64 * MIB)
     greedy = [await here.client() for _ in range(3)]
     for client in greedy:
         client.send(b"a APPEND INBOX {30000000}\r\n")

@@ -265,6 +265,22 @@ async def test_the_nodes_byte_budget_is_shared_and_given_back() -> None:
         assert (await late.mail()).startswith("250")
 
 
+async def test_one_agent_alone_cannot_keep_others_from_sending() -> None:
+    async with running(byte_budget=6_000_000) as node:  # of which a quarter is for one
+        greedy = [await begun(node) for _ in range(8)]
+        for wire in greedy[:-1]:
+            await wire.send((b"x" * 998 + b"\r\n") * 200)
+        await until(lambda: node.budget.left < 6_000_000 - 1_390_000)
+        await greedy[-1].send((b"x" * 998 + b"\r\n") * 200 + b".\r\n")
+        await greedy[-1].expect(452, "4.3.1")
+        other = await node.signed_in("critic")
+        await other.say("MAIL FROM:<critic@fabric.local>", 250)
+        await other.say(RECIPIENT, 250)
+        await other.say("DATA", 354)
+        await other.send((b"x" * 998 + b"\r\n") * 200 + b".\r\n")
+        await other.expect(250)
+
+
 @pytest.mark.parametrize("octets", [100, 700_000])
 async def test_a_connection_that_breaks_in_data_leaves_nothing_behind(octets: int) -> None:
     async with running() as node:
