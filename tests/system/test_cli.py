@@ -154,7 +154,7 @@ def test_a_narrow_screen_breaks_between_phrases_and_a_pipe_never(node: NodeProce
     account = new_agent("somebody")
     sent = sends(node, account, account.name, '"x"', "--subject", "A subject of many words and more", "--workflow", "w")
     node.aimx("inbox", "--ack", environ={"AIMX_URL": account.url})
-    wide = node.aimx("trace", sent["id"]).stdout.splitlines()
+    wide = node.aimx("trace", sent["id"], environ={"COLUMNS": ""}).stdout.splitlines()
     assert [line for line in wide if "A subject of many words and more  acknowledged in" in line]
     narrow = node.aimx("trace", sent["id"], environ={"COLUMNS": "60"}).stdout.splitlines()
     assert max(map(len, narrow)) <= 60
