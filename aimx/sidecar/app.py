@@ -7,6 +7,7 @@ from fastapi import FastAPI
 
 from aimx.audit.log import LogError
 from aimx.sidecar import describe, messages, node, problems, proofs, traces
+from aimx.sidecar.answer import Turns
 from aimx.sidecar.context import SidecarContext
 from aimx.sidecar.edge import Edge
 
@@ -25,6 +26,7 @@ def create_app(context: SidecarContext) -> FastAPI:
     )
     app.state.context = context
     app.state.verifying = asyncio.Lock()
+    app.state.turns = Turns()
     problems.install(app)
     app.add_exception_handler(LogError, problems.unreadable_log)
     for part in (messages, traces, proofs, node):

@@ -65,8 +65,8 @@ PROBLEMS: Mapping[str, Kind] = {
     "invalid-request": Kind(422, "The request has a wrong value", "See `errors` for each value and what it should be."),
     "busy": Kind(
         429,
-        "A verification is running already",
-        "One runs at a time. Ask again when it is done.",
+        "Too much is being asked at once",
+        "One verification runs at a time, and an account waits for at most four conversations. Ask again soon.",
         {"Retry-After": "5"},
     ),
     "failed": Kind(

@@ -2,11 +2,11 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Response
+from fastapi import APIRouter, Path, Request, Response
 
 from aimx.config import LoopLimits
 from aimx.sidecar.access import Here, SignedIn
-from aimx.sidecar.answer import answer
+from aimx.sidecar.answer import Turns, answer
 from aimx.sidecar.conversation import MAX_MESSAGES, Conversation, trace_conversation, workflow_conversation
 from aimx.sidecar.describe import problems
 from aimx.sidecar.models import A_TRACE, TRACE_ID, Event, Message, TraceView, WorkflowView, WorkflowWarning
@@ -20,15 +20,23 @@ router = APIRouter(tags=["conversations"])
     summary="A trace: its messages, its events, and the tree of who answered whom",
     operation_id="getTrace",
     response_model=TraceView,
-    responses=problems("unauthenticated", "not-found", "invalid-request", "unavailable"),
+    responses=problems("unauthenticated", "not-found", "busy", "invalid-request", "unavailable"),
 )
 async def get_trace(
+    request: Request,
     here: Here,
     caller: SignedIn,
     trace_id: Annotated[str, Path(pattern=TRACE_ID, description="32 lowercase hex digits.", examples=[A_TRACE])],
 ) -> Response:
-    found = await trace_conversation(here.store, bytes.fromhex(trace_id), caller.agent)
-    return await answer(lambda: _trace(trace_id, found))
+    async with _turns(request).next(caller.agent):
+        found = await trace_conversation(here.store, bytes.fromhex(trace_id), caller.agent)
+        return await answer(lambda: _trace(trace_id, found))
+
+
+def _turns(request: Request) -> Turns:
+    found = request.app.state.turns
+    assert isinstance(found, Turns)
+    return found
 
 
 def _trace(trace_id: str, found: Conversation) -> TraceView:
@@ -48,9 +56,10 @@ def _trace(trace_id: str, found: Conversation) -> TraceView:
     summary="A workflow: its messages in order, its agents, and warnings",
     operation_id="getWorkflow",
     response_model=WorkflowView,
-    responses=problems("unauthenticated", "not-found", "invalid-request", "unavailable"),
+    responses=problems("unauthenticated", "not-found", "busy", "invalid-request", "unavailable"),
 )
 async def get_workflow(
+    request: Request,
     here: Here,
     caller: SignedIn,
     workflow: Annotated[
@@ -58,8 +67,9 @@ async def get_workflow(
         Path(alias="id", min_length=1, max_length=998, description="X-Workflow-ID, exactly.", examples=["report-17"]),
     ],
 ) -> Response:
-    found = await workflow_conversation(here.store, workflow, caller.agent)
-    return await answer(lambda: _workflow(workflow, found, here.settings.loop))
+    async with _turns(request).next(caller.agent):
+        found = await workflow_conversation(here.store, workflow, caller.agent)
+        return await answer(lambda: _workflow(workflow, found, here.settings.loop))
 
 
 def _workflow(workflow: str, found: Conversation, limits: LoopLimits) -> WorkflowView:

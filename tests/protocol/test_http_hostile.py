@@ -8,7 +8,9 @@ import psutil
 import pytest
 
 from aimx.sidecar import connection
+from aimx.sidecar.answer import MOST_WAITING
 from tests.protocol.mail_node import MailNode, running
+from tests.protocol.sidecar_world import PLANNER, RESEARCHER, TRACE, world
 
 MIB = 1024 * 1024
 PATIENCE = 15.0
@@ -85,3 +87,15 @@ async def test_an_address_has_so_many_connections(tmp_path: Path, monkeypatch: p
         writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
         assert (await left(reader)).startswith(b"HTTP/1.1 200 OK\r\n")
         writer.close()
+
+
+async def test_nobody_is_waited_for_with_many_conversations(tmp_path: Path) -> None:
+    async with world(tmp_path) as here:
+        await here.send(PLANNER, RESEARCHER)
+        async with here.client(here.agents[PLANNER]) as greedy, here.client() as admin:
+            asked = [greedy.get(f"/v1/traces/{TRACE.hex()}") for _ in range(20)]
+            answers, other = await asyncio.gather(asyncio.gather(*asked), admin.get("/v1/workflows/report-17"))
+        statuses = [answer.status_code for answer in answers]
+        assert set(statuses) == {200, 429}
+        assert statuses.count(200) == MOST_WAITING
+        assert other.status_code == 200
