@@ -8,7 +8,7 @@ from contextvars import ContextVar
 from types import TracebackType
 from typing import NamedTuple, Self
 
-from aimx.message.identifier import new_eid
+from aimx.message.identifier import message_ids, new_eid
 from aimx.sdk import letter, trace
 from aimx.sdk.account import Account, find
 from aimx.sdk.errors import AimxError, InvalidMessage, NoReply, Undelivered
@@ -104,6 +104,8 @@ class AsyncClient:
         recipients = [self._full(address) for address in ([to] if isinstance(to, str) else to)]
         if not recipients:
             raise InvalidMessage("a message needs a recipient")
+        if message_id is not None and message_ids(message_id) != [message_id]:
+            raise InvalidMessage(f"{message_id!r} is no Message-ID; write <something@{self.account.domain}>")
         source = reply_to or _processed.get()
         workflow = workflow or (source.workflow if source else None)
         message_id = message_id or f"<{new_eid().lower()}@{self.account.domain}>"

@@ -302,6 +302,8 @@ async def test_a_headers_injection_is_impossible(new_agent: NewAgent) -> None:
         for bad in ({"subject": "a\r\nX-Evil: 1"}, {"workflow": "w\nX-Evil: 1"}, {"headers": {"X": "a\r\nY: b"}}):
             with pytest.raises(ValueError, match="line break"):
                 await me.send(me.address, "x", **bad)  # type: ignore[arg-type]
+        with pytest.raises(aimx.InvalidMessage, match="Message-ID"):
+            await me.send(me.address, 1, message_id="no-brackets")
         with pytest.raises(ValueError, match="address"):
             await me.send("a@b.c>\r\nRCPT TO:<x@y.z", "x")
         await none(me)
