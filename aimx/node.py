@@ -140,9 +140,7 @@ class Node:
         withdraw(folder / READY, settings.ready_file)  # an earlier life's, killed before it could
         self.first_start = not (folder / MAIL_FILE).exists()
         now_ms = time.time_ns() // 1_000_000
-        with needed(folder / "tls"):
-            certificates = Certificates(folder / "tls", settings.domains)
-            certificates.ensure()
+        certificates = present(folder / "tls", settings.domains)
         with needed(folder / "keys"):
             keys = load_or_create(folder, settings.domains[0], now_ms)
         with needed(folder / SECRET):
@@ -371,13 +369,27 @@ def needed(path: Path) -> Iterator[None]:
         raise CannotStart(f"data: {str(path)!r} cannot be used: {why}; mend it or choose another --data") from error
 
 
+def present(folder: Path, names: tuple[str, ...]) -> Certificates:
+    """The certificates of the folder, made at the first start."""
+    certificates = Certificates(folder, names)
+    with needed(folder):
+        try:
+            certificates.ensure()
+            certificates.server_context()
+        except (ValueError, ssl.SSLError):
+            raise CannotStart(
+                f"tls: a certificate or key in {str(folder)!r} cannot be read as PEM, or they do not belong together;"
+                " put good ones there, or move the folder aside to have new ones made (clients then need its ca.pem)"
+            ) from None
+    return certificates
+
+
 def bind(name: str, endpoint: Endpoint) -> socket.socket:
     try:
         return bind_listener(endpoint)
     except OSError as error:
-        raise CannotStart(
-            f"listen.{name}: {endpoint} cannot be bound ({error.strerror}); choose another --{name}"
-        ) from None
+        why = os.strerror(error.errno) if error.errno else "it cannot be used"  # socket.create_server says it at length
+        raise CannotStart(f"listen.{name}: {endpoint} cannot be bound ({why}); choose another --{name}") from None
 
 
 def announce(ready: Ready, *paths: Path | None) -> None:

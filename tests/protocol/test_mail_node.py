@@ -31,6 +31,16 @@ async def refused_start(folder: Path, **parts: object) -> str:
 # ── the start ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.parametrize("name", ["server.pem", "server.key", "ca.pem", "ca.key"])
+async def test_a_broken_certificate_is_one_line_that_says_what_to_do(tmp_path: Path, name: str) -> None:
+    async with running(tmp_path):
+        pass
+    (tmp_path / "data" / "tls" / name).write_text("garbage")
+    text = await refused_start(tmp_path)
+    assert text.startswith("tls: ")
+    assert "move the folder aside" in text
+
+
 async def test_a_folder_open_to_others_is_refused_with_the_mend(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir(mode=0o755)
     assert "run: chmod 700" in await refused_start(tmp_path)
