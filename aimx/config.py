@@ -118,7 +118,9 @@ class Smtp(_Section):
     idle_timeout: Seconds = 300.0
     data_timeout: Seconds = Field(600.0, description="from DATA to the final dot, extended by steady progress")
     min_rate: int = Field(1 * KIB, ge=1, description="octets a second below which an upload is cut")
-    byte_budget: int = Field(256 * MIB, ge=MIB, description="message octets in memory over all sessions; then 452")
+    byte_budget: int = Field(
+        256 * MIB, ge=MIB, description="message octets in memory over all sessions, a quarter for one agent; then 452"
+    )
 
 
 class Imap(_Section):

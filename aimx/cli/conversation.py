@@ -11,7 +11,7 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType
 from rich.text import Text
 from rich.tree import Tree
 
-from aimx.cli.screen import clock, span_of
+from aimx.cli.screen import clock, harmless, span_of
 from aimx.sidecar.timeline import Entry, Step, Timeline
 
 _SIGN = {
@@ -195,5 +195,5 @@ def _many(number: int, what: str) -> str:
 
 
 def _cut(text: str, width: int = 48) -> str:
-    text = " ".join(text.split())
+    text = harmless(" ".join(text.split()))
     return text if len(text) <= width else f"{text[: width - 1]}…"

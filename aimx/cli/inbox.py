@@ -8,7 +8,7 @@ import click
 
 from aimx.cli.account import account_options, client
 from aimx.cli.folder import json_option
-from aimx.cli.screen import json_of
+from aimx.cli.screen import harmless, json_of
 from aimx.cli.tracing import exported
 from aimx.message.payload import as_json as show_payload
 from aimx.sdk.message import Message
@@ -75,10 +75,10 @@ def _print(message: Message, as_json: bool) -> None:
             )
         )
         return
-    click.echo(click.style(f"{message.sender or 'AIMX'}", bold=True) + f"  {message.subject}")
-    about = f"id {message.id}  trace {message.trace_id}" + (
-        f"  workflow {message.workflow}" if message.workflow else ""
-    )
+    click.echo(click.style(harmless(message.sender or "AIMX"), bold=True) + f"  {harmless(message.subject)}")
+    workflow = f"  workflow {harmless(message.workflow)}" if message.workflow else ""
+    about = f"id {message.id}  trace {message.trace_id}{workflow}"
     click.echo(click.style(about, dim=True))
     text = shown.value if isinstance(shown.value, str) else json_of(shown.value, indent=2)
-    click.echo(text + (click.style(f"\n({shown.note})", dim=True) if shown.note else "") + "\n")
+    click.echo(harmless(text.replace("\r\n", "\n")))
+    click.echo(click.style(f"({shown.note})\n", dim=True) if shown.note else "")

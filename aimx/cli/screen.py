@@ -3,6 +3,7 @@
 import codecs
 import json
 import os
+import re
 import sys
 import time
 from functools import cache
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 _PLAIN = {"→": "->", "↳": "`->", "·": ".", "⚠": "!", "✓": "+", "◷": "o", "✗": "x", "◉": "*", "…": "...", "—": "--"}
 """What stands for our signs where the terminal has no letters for them."""
 WIDE = 10_000
+_COMMANDS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+"""All control characters but tab and line feed."""
 
 
 def any_screen() -> None:
@@ -52,6 +55,11 @@ def page() -> "Console":
 
     narrow = sys.stdout.isatty() or os.environ.get("COLUMNS")
     return Console(highlight=False) if narrow else Console(highlight=False, width=WIDE)
+
+
+def harmless(text: str) -> str:
+    """A stranger's text for a terminal: what would command it (escape sequences, C0 and C1) stands as `\\x1b`."""
+    return _COMMANDS.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
 
 
 def print_json(value: Any) -> None:

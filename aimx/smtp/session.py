@@ -35,8 +35,11 @@ from aimx.smtp.budget import ByteBudget
 from aimx.smtp.core import MAX_DATA_LINE, NONE, Chunk, EndOfData, Event, Fault, Line, Receiver
 from aimx.smtp.errors import ProtocolError, Refused
 from aimx.store.contract import Agent, Unavailable
+from aimx.telemetry import metrics
 
 log = logging.getLogger("aimx.smtp")
+
+SIGN_INS = metrics.counter("aimx.auth.attempts")  # door, mechanism, outcome
 
 MAX_REPLY_TEXT = 450
 """Octets of text in one reply line; with code, enhanced code and CRLF within the 512 of RFC 5321 §4.5.3.1.5."""
@@ -388,15 +391,18 @@ class Session:
                 self._commands = 0
                 self.progress += 1
                 self._door.counters.signed_in += 1
+                SIGN_INS.labels("smtp", self._mechanism, "ok").add()
                 self._note("smtp.auth", mechanism=self._mechanism)
                 self._say(235, "2.7.0", "signed in")
             case Denied("malformed"):
+                SIGN_INS.labels("smtp", self._mechanism, "malformed").add()
                 raise ProtocolError(501, "5.5.2", "malformed response")
             case Denied(reason, wait):
                 self._denied(reason, wait)
 
     def _denied(self, reason: str, wait: float) -> None:
         self._door.counters.sign_ins_failed += 1
+        SIGN_INS.labels("smtp", self._mechanism, reason).add()
         self._auth_failures += 1
         if reason == "throttled":
             self._say(454, "4.7.0", f"too many failed sign-ins; try again in {int(wait) + 1} s")

@@ -9,9 +9,10 @@ from pathlib import Path
 import aiosmtplib
 import pytest
 
+from aimx.telemetry import metrics
 from aimx.telemetry.catalogue import span_spec
 from aimx.telemetry.span import CONSUMER, PRODUCER, SERVER
-from tests.protocol.mail_node import add_agent, running
+from tests.protocol.mail_node import add_agent, address, running
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 SPAN = "00f067aa0ba902b7"
@@ -322,6 +323,17 @@ async def test_ping_pong_is_refused_with_a_text_anyone_can_read(tmp_path: Path) 
         trace = await node.store.events_of_trace(receive.trace_id)
         assert trace[-1].row.ev == "loop.refused"
         assert trace[-1].row.detail["rule"] == "alternations"
+
+
+async def test_failed_sign_ins_are_counted_by_door_and_mechanism(tmp_path: Path) -> None:
+    attempts = metrics.counter("aimx.auth.attempts")
+    async with running(tmp_path, ["ada"], sign_in={"delay": "10ms"}) as node:
+        failed = attempts.labels("smtp", "PLAIN", "wrong").value
+        host, port = node.ready.smtps.rsplit(":", 1)
+        async with aiosmtplib.SMTP(hostname=host, port=int(port), use_tls=True, tls_context=node.tls()) as client:
+            with pytest.raises(aiosmtplib.SMTPAuthenticationError):
+                await client.auth_plain(address("ada"), "wrong")
+        assert attempts.labels("smtp", "PLAIN", "wrong").value == failed + 1
 
 
 async def test_a_second_node_on_the_same_folder_is_refused(tmp_path: Path) -> None:
