@@ -331,6 +331,7 @@ async def test_failed_sign_ins_are_counted_by_door_and_mechanism(tmp_path: Path)
         failed = attempts.labels("smtp", "PLAIN", "wrong").value
         host, port = node.ready.smtps.rsplit(":", 1)
         async with aiosmtplib.SMTP(hostname=host, port=int(port), use_tls=True, tls_context=node.tls()) as client:
+            await client.ehlo()
             with pytest.raises(aiosmtplib.SMTPAuthenticationError):
                 await client.auth_plain(address("ada"), "wrong")
         assert attempts.labels("smtp", "PLAIN", "wrong").value == failed + 1
