@@ -25,6 +25,7 @@ from pathlib import Path
 import uvicorn
 import uvloop
 
+from aimx import durable
 from aimx.audit import events
 from aimx.audit.keys import KeyUnusable, PublicKeys, load_or_create
 from aimx.audit.log import FILE as AUDIT_FILE
@@ -399,7 +400,7 @@ def announce(ready: Ready, *paths: Path | None) -> None:
         if path is None:
             continue
         try:
-            tokens.write_private(path, text.encode())
+            durable.replace(path, text.encode())
         except OSError as error:
             raise CannotStart(f"ready_file: {str(path)!r} cannot be written: {error.strerror}") from None
 

@@ -7,12 +7,12 @@
 The log's name (its *origin*) is `<domain>/audit/<year>h<1|2>`, fixed when the keys are made.
 """
 
-import os
 import secrets
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
+from aimx import durable
 from aimx.tlog.errors import FormatError
 from aimx.tlog.note import ED25519, RECEIPT, Signer, Verifier
 
@@ -57,7 +57,7 @@ def load_or_create(data: Path, domain: str, t_ms: int) -> Keys:
     public = "".join(signer.verifier.vkey() + "\n" for signer in keys)
     path = data / VKEYS
     if not path.exists() or path.read_text() != public:
-        write_atomically(path, public.encode(), 0o644)
+        durable.replace(path, public.encode(), 0o644)
     return keys
 
 
@@ -81,7 +81,7 @@ def load_public(data: Path) -> PublicKeys:
 
 def _load_or_create(path: Path, name: str, kind: bytes) -> Signer:
     if not path.exists():
-        _create(path, Signer(name, secrets.token_bytes(32), kind).skey())
+        durable.create(path, Signer(name, secrets.token_bytes(32), kind).skey().encode() + b"\n")
     try:
         signer = Signer.parse(path.read_text())
     except FormatError:
@@ -93,41 +93,3 @@ def _load_or_create(path: Path, name: str, kind: bytes) -> Signer:
     if signer.verifier.kind != kind:
         raise KeyUnusable(f"{path} holds a key of another type; log.key and receipt.key may have been swapped")
     return signer
-
-
-def _create(path: Path, text: str) -> None:
-    """Two processes may start at once: the file appears whole, and the first one stays."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    _write(draft, text.encode() + b"\n", 0o600)
-    try:
-        os.link(draft, path)
-    except FileExistsError:
-        pass
-    finally:
-        draft.unlink()
-    _sync_folder(path.parent)
-
-
-def write_atomically(path: Path, data: bytes, mode: int) -> None:
-    """Replace a file so that every reader sees the old octets or the new ones, never a part."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    _write(draft, data, mode)
-    draft.replace(path)
-
-
-def _write(path: Path, data: bytes, mode: int) -> None:
-    path.unlink(missing_ok=True)
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(descriptor)
-
-
-def _sync_folder(folder: Path) -> None:
-    """A new name in a folder outlives a power cut only once the folder itself is on the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -20,8 +20,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal, Protocol, TypeVar
 
+from aimx import durable
 from aimx.audit import events
-from aimx.audit.keys import Keys, write_atomically
+from aimx.audit.keys import Keys
 from aimx.audit.log import FILE, Appended, Fenced, Log, LogError, Reader
 from aimx.store.contract import EventRow, SpanRef, StoredEvent, StoreError
 from aimx.telemetry import metrics
@@ -248,7 +249,7 @@ class Sequencer:
 
     def _sign(self) -> None:
         signed = self._opened.sign(self._keys.log, _now_ms())
-        write_atomically(self._folder / HIGH_WATER, signed.encode(), 0o644)
+        durable.replace(self._folder / HIGH_WATER, signed.encode(), 0o644)
 
     async def _beat_if_idle(self) -> None:
         if time.monotonic() >= self._grown_at + self._heartbeat_every:

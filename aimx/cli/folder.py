@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import click
 
+from aimx import durable
 from aimx.cli.failure import Failed
 from aimx.config import Domain, SettingError, Settings, load
 from aimx.sdk.account import READY_FILE, STARTED_FILE
@@ -53,11 +54,9 @@ class Ready(NamedTuple):
 
 def remember(settings: Settings) -> None:
     """Leave word of what the node was started with."""
-    path = settings.data / STARTED_FILE
     config = str(settings.config.resolve()) if settings.config else None
-    draft = path.with_suffix(".new")
-    draft.write_text(json.dumps({"config": config, "domains": list(settings.domains), "node": settings.node}))
-    draft.replace(path)
+    started = {"config": config, "domains": list(settings.domains), "node": settings.node}
+    durable.replace(settings.data / STARTED_FILE, json.dumps(started).encode())
 
 
 def settings_of(data: Path) -> Settings:

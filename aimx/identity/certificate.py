@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from aimx.identity.tokens import write_private
+from aimx import durable
 
 log = logging.getLogger("aimx.identity")
 
@@ -55,8 +55,8 @@ class Certificates:
         if self._serves(ca, now):
             return
         certificate, key = _server_certificate(ca, ca_key, self._names, now)
-        write_private(self.key, _key_pem(key))
-        write_private(self.chain, _pem(certificate) + _pem(ca))
+        durable.replace(self.key, _key_pem(key))
+        durable.replace(self.chain, _pem(certificate) + _pem(ca))
 
     def server_context(self) -> ssl.SSLContext:
         """TLS 1.3 only. The same object every time; `reload` changes what it presents."""
@@ -100,8 +100,8 @@ class Certificates:
             if isinstance(key, ec.EllipticCurvePrivateKey) and certificate.not_valid_after_utc > now + SERVER_LIFE:
                 return certificate, key
         certificate, key = _authority_certificate(now)
-        write_private(self.ca_key, _key_pem(key))
-        write_private(self.ca, _pem(certificate))
+        durable.replace(self.ca_key, _key_pem(key))
+        durable.replace(self.ca, _pem(certificate))
         return certificate, key
 
     def _serves(self, ca: x509.Certificate, now: datetime.datetime) -> bool:

@@ -5,10 +5,11 @@ A file is made once, mode 0600, whole or not at all. Agent tokens are kept by th
 
 import hashlib
 import hmac
-import os
 import secrets
 from collections.abc import Callable
 from pathlib import Path
+
+from aimx import durable
 
 
 def admin_token(path: Path) -> str:
@@ -36,21 +37,6 @@ def same(presented: str, token: str) -> bool:
     return hmac.compare_digest(digest(presented), digest(token))
 
 
-def write_private(path: Path, content: bytes) -> None:
-    """Put `content` in `path`, 0600, durable, replacing what was there in one step."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
 def _kept(path: Path, make: Callable[[], str]) -> str:
     try:
         kept = path.read_text().strip()
@@ -58,5 +44,5 @@ def _kept(path: Path, make: Callable[[], str]) -> str:
         kept = ""
     if not kept:
         kept = make()
-        write_private(path, kept.encode() + b"\n")
+        durable.replace(path, kept.encode() + b"\n")
     return kept

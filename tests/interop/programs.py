@@ -263,7 +263,7 @@ poll localhost protocol IMAP port {port} auth password
   user "{who.address}" password "{who.password}"
   ssl sslcertck sslcertfile "{node.ready["ca"]}"
   keep fetchall no rewrite no mimedecode
-  mda "cat > $(mktemp {out}/XXXXXX)"
+  mda "cat > $(mktemp -p {out})"
 """,
     )
     environ = {"HOME": str(folder), "PATH": "/usr/bin:/bin", "FETCHMAILHOME": str(folder)}
@@ -290,7 +290,7 @@ ca_certs = {node.ready["ca"]}
 [destination]
 type = MDA_external
 path = /bin/sh
-arguments = ("-c", "cat > $(mktemp {out}/XXXXXX)")
+arguments = ("-c", "cat > $(mktemp -p {out})")
 allow_root_commands = true
 
 [options]

@@ -5,6 +5,7 @@ id in it. A key whose answer was lost with the connection may be in the mailbox 
 """
 
 import imaplib
+import os
 import random
 import re
 import smtplib
@@ -50,6 +51,13 @@ class Door:
     def end(self) -> None:
         self.finished.set()
         self.up.set()
+
+
+def seeded() -> random.Random:
+    """The run's dice. Their seed is printed: with TORTURE_SEED a run can be had again."""
+    seed = int(os.environ.get("TORTURE_SEED") or random.randrange(1 << 32))
+    print(f"seed {seed} (TORTURE_SEED={seed} runs the same again)")
+    return random.Random(seed)
 
 
 class Submitter(threading.Thread):

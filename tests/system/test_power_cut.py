@@ -8,7 +8,6 @@ that loses power does. Needs root, mkfs.ext4 and loop devices.
 import fcntl
 import json
 import os
-import random
 import shutil
 import struct
 import subprocess
@@ -18,7 +17,7 @@ from contextlib import contextmanager, suppress
 import pytest
 
 from tests.node_process import NodeProcess
-from tests.system.crash_load import Book, Door, Submitter, account_for, look
+from tests.system.crash_load import Book, Door, Submitter, account_for, look, seeded
 
 SHUTDOWN = 0x8004587D  # _IOR('X', 125, __u32)
 NO_LOG_FLUSH = 2
@@ -77,9 +76,7 @@ def test_twenty_power_cuts_lose_and_repeat_nothing(tmp_path):
 
 
 def power_run(tmp_path, cuts):
-    seed = int(os.environ.get("TORTURE_SEED") or random.randrange(1 << 32))
-    print(f"seed {seed} (TORTURE_SEED={seed} runs the same again)")
-    dice = random.Random(seed)
+    dice = seeded()
     with mounted(tmp_path) as disk:
         node = NodeProcess(tmp_path / "node")
         node.data = disk.path / "data"

@@ -1,14 +1,12 @@
 """What was answered 250 survives SIGKILL at any moment, once; and the log can still prove it."""
 
 import json
-import os
-import random
 import time
 
 import pytest
 
 from tests.node_process import NodeProcess
-from tests.system.crash_load import Book, Door, Found, Mover, Submitter, account_for, look, settle
+from tests.system.crash_load import Book, Door, Found, Mover, Submitter, account_for, look, seeded, settle
 
 CONFIG = """
 [delivery]
@@ -29,9 +27,7 @@ def test_fifty_crashes_lose_and_repeat_nothing(tmp_path):
 
 
 def crash_run(tmp_path, kills):
-    seed = int(os.environ.get("TORTURE_SEED") or random.randrange(1 << 32))
-    print(f"seed {seed} (TORTURE_SEED={seed} runs the same again)")
-    dice = random.Random(seed)
+    dice = seeded()
     node = NodeProcess(tmp_path, CONFIG).start()
     try:
         senders = [node.add_agent(f"sender{n}") for n in range(3)]
