@@ -14,7 +14,7 @@ Rules every store keeps, and the contract suite (`tests/store`) checks:
 """
 
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -52,6 +52,22 @@ class TooManyKeywords(StoreError):
 
 class Unavailable(StoreError):
     """The store cannot commit now (disk full, locked, gone). Nothing was written; the same call may succeed later."""
+
+
+class Held(StoreError):
+    """A legal hold forbids it. The text names the hold."""
+
+
+class Repeated(StoreError):
+    """The sender's idempotency key was used for the same message before: `eid` is that one. Nothing was written."""
+
+    def __init__(self, eid: str) -> None:
+        super().__init__(f"already accepted as {eid}")
+        self.eid = eid
+
+
+class KeyReused(StoreError):
+    """The sender's idempotency key was used for another message. Nothing was written."""
 
 
 # ── identity ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -172,6 +188,19 @@ class Staged:
 
 
 @dataclass(frozen=True, slots=True)
+class Once:
+    """A sender's promise that messages under one key are one message, kept until a moment."""
+
+    agent: str
+    """The authenticated account; keys of different accounts never meet."""
+    key: str
+    digest: bytes
+    """Of what makes it the same message: recipients, subject, content type, decoded payload."""
+    until_ms: int
+    """From then on the key counts as never used."""
+
+
+@dataclass(frozen=True, slots=True)
 class Target:
     """One final recipient, after routing."""
 
@@ -195,6 +224,11 @@ class Target:
     """Internal date; None: the message's `t_ms`."""
     queueable: bool = True
     """False (APPEND): raise NotFound or OverQuota instead of buffering; the limit on unacknowledged does not apply."""
+    destination: str = ""
+    """What the queue limits and breaks by, where the transport leaves the node: a relayed recipient's domain, a webhook's
+    name. Empty for mailboxes."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """What the transport must know later, JSON-able and small: DSN parameters (RFC 3461), …"""
 
 
 class MailboxKey(NamedTuple):
@@ -224,7 +258,15 @@ class Buffered:
     reason: BusyReason
 
 
-Outcome = Placed | Buffered
+@dataclass(frozen=True, slots=True)
+class Queued:
+    """It goes out by a transport that leaves the node: the queue makes attempt 1 as soon as it can."""
+
+    target: Target
+    delivery: int
+
+
+Outcome = Placed | Buffered | Queued
 
 
 # ── the queue ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -272,6 +314,10 @@ class Pending:
     next_ms: int
     deadline_ms: int
     reason: str
+    destination: str
+    held: bool
+    """Stays where it is until somebody lets it go on; its deadline goes on running."""
+    leased_by: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -441,6 +487,38 @@ class Flagged:
     """Creation contexts of the changed ones."""
 
 
+# ── legal hold, nodes ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """While it stands, what it covers can be neither erased nor dropped by age."""
+
+    kind: Literal["message", "workflow", "agent"]
+    """`agent`: everything an address sent or received."""
+    subject: str
+    """An eid, a workflow id, an address."""
+    reason: str
+    by: str
+    t_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class NodeRecord:
+    """One worker process as the database knows it."""
+
+    node: str
+    worker: int
+    host: str
+    pid: int
+    started_ms: int
+    seen_ms: int
+    """Its last sign of life."""
+    version: str
+    draining: bool = False
+    """Asked to take nothing new, finish what it has, and end."""
+
+
 # ── look-up ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -551,8 +629,12 @@ class Store(Protocol):
         targets: Sequence[Target],
         witness: Callable[[Sequence[Outcome]], Sequence[EventRow]],
         settles: int | None = None,
+        once: Once | None = None,
     ) -> list[Outcome]:
         """Message, entries, queued deliveries and events in one commit.
+
+        A target whose transport is not `mailbox` is queued with no attempt made, due at once: `claim` makes number 1.
+        Raises Repeated or KeyReused where `once` says so, also when both are in one group commit.
 
         A mailbox that can take its copy has it at once, the others' copies are queued (attempt 1 made). `settles` is a
         delivery that this message (its DSN) ends in the same commit; NotFound if it is already settled. With no targets
@@ -561,15 +643,25 @@ class Store(Protocol):
 
     # the queue
     async def claim(
-        self, now_ms: int, limit: int, owner: str, lease_ms: int, delay_ms: Callable[[int], int]
+        self,
+        now_ms: int,
+        limit: int,
+        owner: str,
+        lease_ms: int,
+        delay_ms: Callable[[int], int],
+        closed: Collection[str] = (),
     ) -> list[Due]:
         """Take due deliveries, highest priority first, then longest due, for `lease_ms`.
 
-        The next attempt is stored before this one is made: attempt + 1 at `now_ms + delay_ms(attempt)`.
+        The next attempt is stored before this one is made: attempt + 1 at `now_ms + delay_ms(attempt)`. Held ones and
+        those of `closed` destinations stay; the cost does not grow with how many of them wait.
         """
 
-    async def next_due(self) -> int | None:
+    async def next_due(self, closed: Collection[str] = ()) -> int | None:
         """When the earliest delivery can be claimed: when it is due; a leased one not before its lease ends."""
+
+    async def renew(self, due: Due, until_ms: int) -> None:
+        """Keep the lease of a long attempt. NotFound when somebody else has it by now."""
 
     async def place(
         self, due: Due, span: SpanRef, now_ms: int, witness: Callable[[Outcome], Sequence[EventRow]]
@@ -582,7 +674,20 @@ class Store(Protocol):
     async def settle(self, due: Due, events: Sequence[EventRow]) -> None:
         """The delivery is over without a message of its own (done elsewhere, or nobody to tell)."""
 
-    async def pending(self, eid: str | None = None, limit: int = 1000) -> list[Pending]: ...
+    async def pending(
+        self, eid: str | None = None, limit: int = 1000, after: int = 0, destination: str | None = None
+    ) -> list[Pending]:
+        """By id, from the one above `after` on."""
+
+    async def hasten(self, ids: Sequence[int], now_ms: int, events: Sequence[EventRow]) -> list[int]:
+        """Make these due now, held or not (they are let go); leased ones are left alone. Returns those it did."""
+
+    async def suspend(self, ids: Sequence[int], held: bool, events: Sequence[EventRow]) -> list[int]:
+        """Hold these deliveries, or let them go on. Returns those that are there."""
+
+    async def drop(self, ids: Sequence[int], witness: Callable[[list[Pending]], Sequence[EventRow]]) -> list[Pending]:
+        """End these deliveries undelivered and untold. Leased ones too: their attempt finds nothing to settle."""
+
     async def backlog(self) -> Backlog: ...
 
     # mailboxes
@@ -670,6 +775,37 @@ class Store(Protocol):
     async def located(self, eid: str) -> list[Located]: ...
     async def traces_of(self, eid: str) -> list[bytes]:
         """All trace ids that events of this message carry, first seen first."""
+
+    # erasure and legal hold
+    async def erase(self, eid: str, events: Sequence[EventRow]) -> None:
+        """Destroy a message: its content, envelope, keys and openings, mailbox entries (they vanish for sessions) and
+        queued deliveries. Its record stays with eid, times, sizes and trace ids, so the log can say `ERASED`; its leaves
+        stay. `events` are recorded in the same commit and keep their own openings. Once more is no error.
+
+        Raises NotFound, Held.
+        """
+
+    async def hold(self, hold: Hold, events: Sequence[EventRow]) -> None:
+        """Raises AlreadyExists for one of the same kind and subject."""
+
+    async def release(self, kind: str, subject: str, events: Sequence[EventRow]) -> None:
+        """End a hold. Raises NotFound."""
+
+    async def holds(self) -> list[Hold]: ...
+
+    # housekeeping and nodes
+    async def sweep(self, now_ms: int) -> None:
+        """Drop what has run out (idempotency keys, silent nodes' records), a bounded number a call."""
+
+    async def beat(self, record: NodeRecord) -> bool:
+        """A worker's sign of life. Returns whether its node was asked to drain; `record.draining` is not stored."""
+
+    async def part(self, node: str, worker: int) -> None:
+        """A worker's end: its record goes, its leases are free."""
+
+    async def nodes(self) -> list[NodeRecord]: ...
+    async def drain(self, node: str, on: bool) -> None:
+        """Ask a node to drain (or not). Raises NotFound."""
 
     # payload schemas
     async def add_schema(self, name: str, descriptor_set: bytes, t_ms: int, events: Sequence[EventRow]) -> None:
