@@ -29,12 +29,17 @@ def parse(text: str) -> Checkpoint:
     if lines[-1] != "" or len(lines) < 4 or not all(lines[:-1]):
         raise FormatError("a checkpoint has at least three lines, none of them empty")
     origin, size, root = lines[:3]
-    if not (size.isascii() and size.isdecimal()) or len(size) > 20 or (size[0] == "0" and size != "0"):
-        raise FormatError("a checkpoint's size is a decimal number without leading zeros")
     digest = note.decode64(root)
     if len(digest) != HASH_SIZE:
         raise FormatError("a checkpoint's root has 32 octets")
-    return Checkpoint(origin, int(size), digest, tuple(lines[3:-1]))
+    return Checkpoint(origin, parse_size(size), digest, tuple(lines[3:-1]))
+
+
+def parse_size(text: str) -> int:
+    """A size or an index as C2SP's formats write it. Raises FormatError."""
+    if not (text.isascii() and text.isdecimal()) or len(text) > 20 or (text[0] == "0" and text != "0"):
+        raise FormatError("a size is a decimal number without leading zeros")
+    return int(text)
 
 
 def sign(checkpoint: Checkpoint, signers: Iterable[Signer]) -> Note:

@@ -38,13 +38,13 @@ def parse(text: str) -> Proof:
     if not blank or lines.pop(0) != HEADER:
         raise FormatError("not a tlog-proof")
     extra = note.decode64(lines.pop(0).removeprefix("extra ")) if lines and lines[0].startswith("extra ") else None
-    index = lines.pop(0).removeprefix("index ") if lines and lines[0].startswith("index ") else ""
-    if not (index.isascii() and index.isdecimal()) or len(index) > 20 or (index[0] == "0" and index != "0"):
+    if not lines or not lines[0].startswith("index "):
         raise FormatError("a tlog-proof names an index")
+    index = checkpoint.parse_size(lines.pop(0).removeprefix("index "))
     path = tuple(note.decode64(line) for line in lines)
     if len(path) > MAX_HASHES or any(len(part) != HASH_SIZE for part in path):
         raise FormatError("a tlog-proof holds at most 63 hashes of 32 octets")
-    return Proof(int(index), path, signed, extra)
+    return Proof(index, path, signed, extra)
 
 
 def verify(proof: Proof, entry: bytes, log: Verifier, cosigners: Sequence[Verifier] = ()) -> checkpoint.Opened:
