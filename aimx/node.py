@@ -63,6 +63,8 @@ FLUSH = 2.0
 LOOK_EVERY = 1.0
 """Seconds between looks at the configuration file and the certificate."""
 MEASURE_EVERY = 5.0
+RECORD_EVERY = 60.0
+"""Seconds between records of what strangers were refused."""
 DESCRIPTORS = 65_536
 
 MAIL_FILE = "mail.db"
@@ -178,6 +180,7 @@ class Node:
             receipts=(keys.origin, keys.receipt),
             outbox_age=lambda: sequencer.lag_ms / 1000,
         )
+        self._stack.push_async_callback(intake.record_turned_away)
         mailbox = MailboxTransport(store, settings.node)
         queue = Queue(settings, store, {mailbox.name: mailbox}, tracer, Bouncer(settings, store, directory, secret))
         queue.start()
@@ -217,6 +220,7 @@ class Node:
         self._ticking = [
             asyncio.create_task(self._look(certificates), name="aimx-reload"),
             asyncio.create_task(_measure(store), name="aimx-measure"),
+            asyncio.create_task(_record_turned_away(intake), name="aimx-turned-away"),
         ]
         ready = Ready(
             **{name: str(address) for name, address in addresses.items()},
@@ -463,6 +467,13 @@ async def serve_http(context: SidecarContext, tls: ssl.SSLContext, listener: soc
 async def _stop_doors(*servers: smtp.Server | imap.Server) -> None:
     """All at once: each may need all of the grace."""
     await asyncio.gather(*(server.stop(GRACE) for server in servers))
+
+
+async def _record_turned_away(intake: Intake) -> None:
+    while True:
+        await asyncio.sleep(RECORD_EVERY)
+        with contextlib.suppress(StoreError):  # they are still counted, and recorded the next time
+            await intake.record_turned_away()
 
 
 async def _measure(store: SqliteStore) -> None:

@@ -2,12 +2,11 @@
 
 from dataclasses import dataclass
 
-from aimx.intake import stamp
 from aimx.intake.envelope import Envelope, Octets, Reply
 from aimx.intake.told import Told
 from aimx.store.contract import Lineage, SpanRef
 from aimx.telemetry import metrics
-from aimx.telemetry.context import Choice, Context, Source
+from aimx.telemetry.context import Choice, Context, Door, Source
 from aimx.telemetry.span import SERVER, Span, Tracer
 
 REJECTED = metrics.counter("aimx.messages.rejected")  # by enhanced code
@@ -30,14 +29,22 @@ class Arrival:
     payload: bytes
     """Its hash, or that of the whole body where it is long."""
     depth: int
+    hops_before: int = 0
+    """How many a peer reports."""
     template: bytes = b""
     """The payload's hash but for numbers, times and ids; empty where it cannot matter (see `guard`)."""
 
     @property
+    def own_context(self) -> Context | None:
+        """What the message itself says, where that may stand: the creation context is never changed."""
+        context = self.told.context
+        believed = self.choice.source in (Source.HEADER, Source.HOP)
+        return context if believed and isinstance(context, Context) else None
+
+    @property
     def creation(self) -> Context:
         """The sender's own context where it may stand, else the one this node stamps: its receiving span."""
-        own = self.choice.context if self.choice.source is Source.HEADER else None
-        return own or self.span.context
+        return self.own_context or self.span.context
 
     @property
     def loop_key(self) -> str:
@@ -48,9 +55,7 @@ def ref(context: Context) -> SpanRef:
     return SpanRef(context.trace_id, context.span_id)
 
 
-def receive(
-    tracer: Tracer, envelope: Envelope, domains: tuple[str, ...], choice: Choice | None = None, told: Told | None = None
-) -> Span:
+def receive(tracer: Tracer, envelope: Envelope, choice: Choice | None = None, told: Told | None = None) -> Span:
     """`smtp receive`, begun when MAIL came. Without `told`: nothing of the message was read."""
     span = tracer.start(
         "smtp receive",
@@ -59,16 +64,14 @@ def receive(
         links=choice.links if choice else (),
         start_ns=envelope.started_ns,
     )
-    agent = stamp.agent_id(envelope.agent, domains)
-    span.attributes |= {
-        "messaging.system": "aimx",
-        "gen_ai.agent.id": agent,
-        "aimx.agent.id": agent,
-        "aimx.context.trusted": True,
-    }
+    trusted = envelope.door is not Door.STRANGER
+    span.attributes |= {"messaging.system": "aimx", "aimx.context.trusted": trusted}
+    if envelope.agent is not None:
+        name = envelope.agent.partition("@")[0]  # never the address
+        span.attributes |= {"gen_ai.agent.id": name, "aimx.agent.id": name}
     if choice is not None:
         span.set("aimx.context.source", choice.source.value)
-        CONTEXTS.labels(choice.source.value, "true").add()
+        CONTEXTS.labels(choice.source.value, "true" if trusted else "false").add()
     if told is None:
         return span
     if not isinstance(told.context, Context) and told.context.reason != "absent":

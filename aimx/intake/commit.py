@@ -25,9 +25,15 @@ class Settled(NamedTuple):
 
 
 def accepted(
-    node: str, message: NewMessage, octets: Octets, span: Span, size: int, facts: Mapping[str, Any]
+    node: str,
+    message: NewMessage,
+    octets: Octets,
+    span: Span,
+    size: int,
+    facts: Mapping[str, Any],
+    auth: str = "aimx",
 ) -> EventRow:
-    """The event of the acceptance, with its final leaf. `size`: octets as received."""
+    """The event of the acceptance, with its final leaf. `size`: octets as received; `auth`: see the catalogue."""
     stamp = events.Stamp(node, message.t_ms, SpanRef(span.trace_id, span.span_id), message.agent)
     return events.message_accepted(
         stamp,
@@ -39,7 +45,7 @@ def accepted(
         sender=message.sender,
         recipients=message.recipients,
         size=size,
-        auth="agent" if message.agent else "aimx",
+        auth=auth,
         facts=facts,
     )
 

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from aimx.message.header import HeaderBlock
 from aimx.store.contract import Staged, Store
+from aimx.telemetry.context import Door
 
 PART = 256 * 1024
 """Octets of a message kept in memory before the rest is staged to the store."""
@@ -126,10 +127,12 @@ class Upload:
 
 @dataclass(slots=True)
 class Envelope:
-    """One mail transaction of an authenticated agent."""
+    """One mail transaction: who hands over what, from whom, to whom."""
 
-    agent: str
+    agent: str | None
+    """The account that signed in; None at the doors of peers and strangers."""
     sender: str
+    """Reverse path: proved where an agent hands over, a peer's word, a stranger's claim. Empty: a notice."""
     recipients: tuple[str, ...]
     upload: Upload
     peer: str
@@ -144,3 +147,7 @@ class Envelope:
     priority: int | None = None
     """MT-PRIORITY parameter (RFC 6710)."""
     events: list[SpanEvent] = field(default_factory=list)
+    door: Door = Door.AGENT
+    """Which of the three hands it over: what the message says of its trace, agent and priority is believed by it."""
+    by_peer: str = ""
+    """The authenticated peer's name; empty at the other doors."""

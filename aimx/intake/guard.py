@@ -19,7 +19,8 @@ DEPTH = metrics.histogram("aimx.depth")
 
 def guard(settings: Settings, envelope: Envelope, arrival: Arrival, routes: Sequence[Route]) -> loop.Verdict:
     """Pass or warn; raises Refused. Sets `arrival.template`."""
-    limits = loop.limits_for(settings, envelope.agent, arrival.told.workflow)
+    sender = envelope.agent or envelope.sender
+    limits = loop.limits_for(settings, sender, arrival.told.workflow)
     finals = tuple(sorted({landing.address for route in routes for landing in route.landings}))
     # The template is the dearest thing here, so it is made only where two take turns: not for the first message of
     # its chain (`loop` lets it count, whatever it said), nor for one that goes to several.
@@ -27,7 +28,7 @@ def guard(settings: Settings, envelope: Envelope, arrival: Arrival, routes: Sequ
         is_short = len(arrival.said) <= fingerprint.LIMIT
         arrival.template = fingerprint.template_hash(arrival.said) if is_short else arrival.payload
     candidate = loop.Candidate(
-        sender=envelope.agent,
+        sender=sender,
         recipients=finals,
         payload=arrival.payload,
         template=arrival.template,
@@ -63,7 +64,7 @@ def _refused(node: str, envelope: Envelope, arrival: Arrival, verdict: loop.Verd
         events.Stamp(node, arrival.now_ms, ref(arrival.span.context), envelope.agent),
         rule=verdict.rule,
         count=verdict.count,
-        by=envelope.agent,
+        by=envelope.agent or "",
         loop=arrival.loop_key,
         recipients=envelope.recipients,
         facts=facts(envelope, arrival, verdict.rule, Reply(554, "5.4.6", verdict.text)),

@@ -14,6 +14,7 @@ from aimx.delivery.attempt import leaf_prefix
 from aimx.delivery.retry import Backoff
 from aimx.identity.agents import Directory
 from aimx.intake import append, refusal, stamp
+from aimx.intake.ancestry import ask
 from aimx.intake.arrival import Arrival, receive, ref, replied
 from aimx.intake.commit import accepted, commit
 from aimx.intake.envelope import Envelope, HeaderTooLarge, Octets, Reply, Upload
@@ -22,13 +23,14 @@ from aimx.intake.plan import Terms, facts, plan
 from aimx.intake.refusal import Refused
 from aimx.intake.told import Told, tell
 from aimx.message import fingerprint, identifier
+from aimx.message.header import HeaderBlock
 from aimx.message.part import payload_leaf
 from aimx.message.stamp import received
 from aimx.routing.loop import Verdict, depth
 from aimx.routing.table import Facts, Route, RoutingTable
 from aimx.store.contract import Agent, Ancestor, NewMessage, Placed, Store, StoreError, Unavailable
 from aimx.telemetry import metrics
-from aimx.telemetry.context import Context, Door, Hop, Source, choose
+from aimx.telemetry.context import Context, Door, Hop, choose, hops
 from aimx.telemetry.span import INTERNAL, Attributes, Span, Tracer
 from aimx.tlog.note import Signer
 from aimx.tlog.receipt import Promise, issue
@@ -36,11 +38,13 @@ from aimx.tlog.tree import leaf_hash
 
 log = logging.getLogger("aimx.intake")
 
-ACCEPTED = metrics.counter("aimx.messages.accepted").labels("agent")
-SIZE = metrics.histogram("aimx.message.size").labels("agent")
-DURATION = metrics.histogram("aimx.accept.duration").labels("agent")
+ACCEPTED = {door: metrics.counter("aimx.messages.accepted").labels(door.value) for door in Door}
+SIZE = {door: metrics.histogram("aimx.message.size").labels(door.value) for door in Door}
+DURATION = {door: metrics.histogram("aimx.accept.duration").labels(door.value) for door in Door}
 HOPS = metrics.histogram("aimx.hops").labels()
 
+AUTH = {Door.AGENT: "agent", Door.PEER: "peer", Door.STRANGER: "none"}
+"""How the log says that the sender is known."""
 TRY_LATER = Reply(451, "4.3.0", "the message could not be stored now and was not taken; send it again")
 
 
@@ -67,6 +71,9 @@ class Intake:
         self._message_id_key = message_id_key
         self._receipts = receipts
         self._outbox_age = outbox_age
+        self.clock: Callable[[], int] = lambda: time.time_ns() // 1_000_000
+        """When a message came, in Unix milliseconds; a test lets hours pass."""
+        self._turned_away = refusal.TurnedAway()
         self._backoff = Backoff.of(settings.delivery)
         self._domains = settings.domains
 
@@ -104,17 +111,17 @@ class Intake:
             reply = Reply(552, "5.3.4", "no empty line ends the header within 256 KiB; shorten it")
         except Exception as error:
             reply, failure = TRY_LATER, error
-        span = arrival.span if arrival else receive(self._tracer, envelope, self._domains)
+        span = arrival.span if arrival else receive(self._tracer, envelope)
         if not reply.accepted:
             _log_refusal(span, reply, failure)
             await self._discard(envelope.upload)
         replied(span, envelope, reply)
-        DURATION.record(time.monotonic() - began)
+        DURATION[envelope.door].record(time.monotonic() - began)
         return reply
 
     def refused(self, envelope: Envelope, reply: Reply) -> None:
         """A transaction that ended without DATA because its recipients were refused: traced and counted."""
-        replied(receive(self._tracer, envelope, self._domains), envelope, reply)
+        replied(receive(self._tracer, envelope), envelope, reply)
 
     async def append(
         self, owner: str, folder: str, upload: Upload, flags: frozenset[str], internal_ms: int | None, span: Span
@@ -131,16 +138,19 @@ class Intake:
 
     async def _open(self, envelope: Envelope) -> Arrival:
         """Read it once, find what it answers, choose the trace it continues, and begin the span."""
-        now_ms = time.time_ns() // 1_000_000
+        now_ms = self.clock()
         octets = await envelope.upload.finish()
         told = tell(octets.header, envelope.priority)
-        claimed = told.context if isinstance(told.context, Context) else None
-        lineage = await self._store.lineage(
-            envelope.agent, told.in_reply_to, told.references, claimed.trace_id if claimed else None, told.workflow
-        )
+        behind = hops(octets.header) if envelope.door is Door.PEER else []
+        newest = behind[0].context if behind else None
+        lineage = await self._store.lineage(*ask(envelope, told, newest, self._message_id_key, self.table.serves))
+        if envelope.door is Door.STRANGER:
+            answered = lineage.replied or lineage.referenced
+            told.workflow = answered.workflow if answered else None  # limits and budgets are not a stranger's to choose
         choice = choose(
-            Door.AGENT,
+            envelope.door,
             header=told.context,
+            hop=newest,
             in_reply_to=_stored_context(lineage.replied),
             references=_stored_context(lineage.referenced),
         )
@@ -152,7 +162,8 @@ class Intake:
             told=told,
             lineage=lineage,
             choice=choice,
-            span=receive(self._tracer, envelope, self._domains, choice, told),
+            span=receive(self._tracer, envelope, choice, told),
+            hops_before=max((hop.number for hop in behind), default=0),
             said=said,
             # Beyond the limit only the whole is told from the whole, which is hashed already.
             payload=fingerprint.payload_hash(said) if len(said) <= fingerprint.LIMIT else octets.body_sha256,
@@ -161,19 +172,21 @@ class Intake:
 
     async def _accept(self, envelope: Envelope, arrival: Arrival) -> Reply:
         settings = self.settings
-        refusal.check_sender(arrival.octets.header, envelope.agent, self._domains)
+        refusal.check_hops(arrival.octets.header)
+        if envelope.agent is not None:
+            refusal.check_sender(arrival.octets.header, envelope.agent, self._domains)
         routes = await self._route(envelope, arrival)
         verdict = guard(settings, envelope, arrival, routes)
-        _prioritise(routes, _allowed(await self._directory.agent(envelope.agent), arrival.told))
+        _prioritise(routes, await self._allowed(envelope, arrival.told))
         planned = plan(routes, arrival.span, self._terms(arrival, verdict.kind))
         HOPS.record(len(planned.hops))
         message = self._message(envelope, arrival, max(route.priority or 0 for route in routes), planned.hops)
         known = _known(envelope, message, routes, verdict)
         size = envelope.upload.size
-        row = accepted(settings.node, message, arrival.octets, arrival.span, size, known)
+        row = accepted(settings.node, message, arrival.octets, arrival.span, size, known, AUTH[envelope.door])
         await commit(self._store, settings.node, message, planned.firsts, row, arrival.span)
-        ACCEPTED.add()
-        SIZE.record(size)
+        ACCEPTED[envelope.door].add()
+        SIZE[envelope.door].record(size)
         # Signed here: the store's thread would wait for the loop after each signature, and with it the whole group.
         return self._receipt(message, arrival.octets, leaf_hash(row.leaf))
 
@@ -187,7 +200,7 @@ class Intake:
                 sender=envelope.sender,
                 recipient=recipient,
                 workflow=arrival.told.workflow,
-                agent=stamp.agent_id(envelope.agent, self._domains),
+                agent=stamp.agent_id(envelope.agent, self._domains) if envelope.agent else None,
                 header=arrival.octets.header,
                 content_type=arrival.told.content_type,
                 size=envelope.upload.size,
@@ -201,16 +214,18 @@ class Intake:
 
     def _message(self, envelope: Envelope, arrival: Arrival, priority: int, hops: Sequence[Hop]) -> NewMessage:
         told, creation, header = arrival.told, arrival.creation, arrival.octets.header
-        own = arrival.choice.source is Source.HEADER
+        own = arrival.own_context is not None
+        agent = self._proved_agent(envelope, header)
         minted = None
         if told.message_id is None:
             minted = identifier.mint(creation.trace_id, creation.span_id, self._domains[0], self._message_id_key)
-        stamp.strip(header, self._domains, context=not own)
+        claims = stamp.strip(header, self._domains, envelope.door, context=not own)
         stored = stamp.stamp_accepted(
             header,
             eid=arrival.eid,
             sender=envelope.sender,
-            agent=stamp.agent_id(envelope.agent, self._domains),
+            agent=agent,
+            workflow=told.workflow if envelope.door is Door.STRANGER else None,
             received=received(
                 helo=envelope.helo,
                 peer=envelope.peer.rpartition(":")[0].strip("[]"),
@@ -222,6 +237,7 @@ class Intake:
                 tls=envelope.tls or None,
             ),
             hops=hops,
+            claims=claims,
             context=None if own else creation,
             message_id=minted,
             date_ms=None if "Date" in header else arrival.now_ms,
@@ -271,6 +287,9 @@ class Intake:
         """Record a permanent refusal. A temporary one is only traced: the same mail will come again."""
         if refused.reply.code < 500 or arrival is None:
             return refused.reply
+        if envelope.door is Door.STRANGER:
+            self._turned_away.add(refused.reply, arrival.now_ms)  # nobody outside may drive our log
+            return refused.reply
         row = refusal.event(self.settings.node, envelope, arrival, refused)
         told: Attributes = {"aimx.audit.event": row.ev, "aimx.audit.leaf": leaf_prefix(row.leaf)}
         recording = arrival.span.child("audit append", INTERNAL, attributes=told)
@@ -284,6 +303,18 @@ class Intake:
         finally:
             recording.end()
         return refused.reply
+
+    async def record_turned_away(self) -> None:
+        """What strangers were refused since the last call, as one event for each code. Raises what the store raises."""
+        turned_away, self._turned_away = self._turned_away, refusal.TurnedAway()
+        if not turned_away:
+            return
+        with self._tracer.start("audit append") as span:
+            try:
+                await self._store.record(turned_away.rows(self.settings.node, self.clock(), ref(span.context)))
+            except BaseException:
+                self._turned_away.update(turned_away)
+                raise
 
     async def _discard(self, upload: Upload) -> None:
         try:
@@ -310,16 +341,25 @@ class Intake:
             backoff=self._backoff,
             by=self._domains[0],
             verdict=verdict,
+            hops_before=arrival.hops_before,
         )
+
+    def _proved_agent(self, envelope: Envelope, header: HeaderBlock) -> str | None:
+        """What `X-Agent-ID` may say. A peer vouches for its own agents, never for ours."""
+        if envelope.agent is not None:
+            return stamp.agent_id(envelope.agent, self._domains)
+        vouched = envelope.door is Door.PEER and "X-Agent-ID" in header and not self.table.serves(envelope.sender)
+        return envelope.sender or None if vouched else None
+
+    async def _allowed(self, envelope: Envelope, told: Told) -> int:
+        """What was asked for; above normal only for agents that may and for peers (RFC 6710 §4.1 lets us lower it)."""
+        agent = await self._directory.agent(envelope.agent) if envelope.agent else None
+        may = envelope.door is Door.PEER or (agent is not None and agent.may_prioritise)
+        return told.priority if may else min(told.priority, 0)
 
 
 def _takes_mail(agent: Agent | None) -> bool:
     return agent is not None and not agent.disabled
-
-
-def _allowed(agent: Agent | None, told: Told) -> int:
-    """The priority asked for; above normal only where the agent may (RFC 6710 §4.1: a server may lower it)."""
-    return told.priority if agent is not None and agent.may_prioritise else min(told.priority, 0)
 
 
 def _prioritise(routes: Sequence[Route], asked: int) -> None:
@@ -336,6 +376,7 @@ def _known(envelope: Envelope, message: NewMessage, routes: Sequence[Route], ver
         "depth": message.depth,
         "workflow": message.workflow,
         "agent": envelope.agent,
+        **({"peer": envelope.by_peer} if envelope.by_peer else {}),
         "size": envelope.upload.size,
         "recipients": list(envelope.recipients),
         "message_id": message.message_id,

@@ -51,6 +51,8 @@ class Terms:
     """The name hops are stamped with."""
     verdict: str = "pass"
     """The loop guard's."""
+    hops_before: int = 0
+    """Of peers, which the message has behind it."""
 
 
 def plan(routes: Sequence[Route], parent: Span, terms: Terms) -> Plan:
@@ -66,7 +68,7 @@ def plan(routes: Sequence[Route], parent: Span, terms: Terms) -> Plan:
                     landing.address, route.recipient, landing.queue, hop, terms, priority
                 )
     for span in spans.values():
-        span.set("aimx.hop.count", len(made.hops))
+        span.set("aimx.hop.count", terms.hops_before + len(made.hops))
         span.end()
     return made
 
@@ -115,7 +117,7 @@ def _hop(
             if step.decision in ("pool", "list"):
                 attributes["messaging.destination.name"] = step.target
             known = spans[path] = parent.child(f"route {step.rule}", INTERNAL, attributes=attributes)
-            hops.append(Hop(len(hops) + 1, known.context, terms.by, step.rule))
+            hops.append(Hop(terms.hops_before + len(hops) + 1, known.context, terms.by, step.rule))
         parent = known
     return parent
 

@@ -1,5 +1,6 @@
 """What may not come in: the refusal, its reasons and its event."""
 
+from collections import Counter
 from typing import Any
 
 from aimx.audit import events
@@ -9,8 +10,11 @@ from aimx.intake.arrival import Arrival, ref
 from aimx.intake.envelope import Envelope, Reply
 from aimx.message.header import HeaderBlock
 from aimx.routing.table import Route
-from aimx.store.contract import EventRow
+from aimx.store.contract import EventRow, SpanRef
 from aimx.telemetry.span import INTERNAL, Span
+
+MAX_RECEIVED = 100
+"""RFC 5321 §6.3: a large one, normally at least 100."""
 
 
 class Refused(Exception):
@@ -20,6 +24,14 @@ class Refused(Exception):
         self.reply = reply
         self.rule = rule
         self.row = row
+
+
+def check_hops(header: HeaderBlock) -> None:
+    """A message that was everywhere goes in circles, whoever writes it (RFC 5321 §6.3). Raises Refused."""
+    count = header.count("Received")
+    if count > MAX_RECEIVED:
+        text = f"mail loop: the message has {count} Received fields (limit {MAX_RECEIVED})"
+        raise Refused(Reply(554, "5.4.6", text), "received")
 
 
 def check_sender(header: HeaderBlock, agent: str, domains: tuple[str, ...]) -> None:
@@ -51,10 +63,25 @@ def event(node: str, envelope: Envelope, arrival: Arrival, refused: Refused) -> 
         events.Stamp(node, arrival.now_ms, ref(arrival.span.context), envelope.agent),
         code=reply.code,
         status=reply.enhanced,
-        by=envelope.agent,
+        by=envelope.agent or "",
         recipients=envelope.recipients,
         facts=facts(envelope, arrival, refused.rule, reply),
     )
+
+
+class TurnedAway(Counter[tuple[int, str, int]]):
+    """Strangers' refusals since they were last recorded: how many by code, status and minute (Unix ms of its start)."""
+
+    def add(self, reply: Reply, now_ms: int) -> None:
+        self[reply.code, reply.enhanced, now_ms - now_ms % 60_000] += 1
+
+    def rows(self, node: str, now_ms: int, span: SpanRef) -> list[EventRow]:
+        """One event for each of them."""
+        stamp = events.Stamp(node, now_ms, span)
+        return [
+            events.message_rejected(stamp, code=code, status=status, by="", n=n, since_ms=minute_ms)
+            for (code, status, minute_ms), n in self.items()
+        ]
 
 
 def facts(envelope: Envelope, arrival: Arrival, rule: str, reply: Reply) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from aimx.message import stamp
 from aimx.message.header import Field, HeaderBlock, decode_text
-from aimx.telemetry.context import Context, Hop, hop_line, is_context_header, write
+from aimx.telemetry.context import Context, Door, Hop, claimed, hop_line, is_context_header, write
 
 _OURS = frozenset({b"return-path", b"delivered-to", b"x-agent-id"})
 
@@ -24,13 +24,26 @@ def claims_another(header: HeaderBlock, address: str, domains: Sequence[str]) ->
     return any(value.strip().lower() not in own for value in header.get_all("X-Agent-ID"))
 
 
-def strip(header: HeaderBlock, domains: Sequence[str], *, context: bool) -> None:
-    """Take out what only AIMX may write; `context` also takes out trace headers that cannot be continued."""
-    header.strip(lambda name: name.startswith(b"aimx-") or name in _OURS or (context and is_context_header(name)))
+def strip(header: HeaderBlock, domains: Sequence[str], door: Door, *, context: bool) -> list[bytes]:
+    """Take out what only AIMX may write; `context` also takes out trace headers that cannot be continued.
+
+    A peer's `AIMX-Trace` stays: an AIMX wrote it. What a stranger says of trace and workflow comes back as lines to be
+    stamped, under names that no agent's library takes up and carries into the trust zone.
+    """
+    stranger = door is Door.STRANGER
+    header.strip(lambda name: _is_ours(name) and not (name == b"aimx-trace" and door is Door.PEER))
+    taken = header.strip(lambda name: context and is_context_header(name))
+    if stranger:
+        taken += header.strip(lambda name: name == b"x-workflow-id")
     if "Authentication-Results" in header:
         # RFC 8601 §5: results that claim to be ours and are not must go, others' may stay.
         kept = [field for field in header.fields if not _is_our_verdict(field, domains)]
         header.replace(kept)
+    return claimed(taken) if stranger else []
+
+
+def _is_ours(name: bytes) -> bool:
+    return name.startswith(b"aimx-") or name in _OURS
 
 
 def stamp_accepted(
@@ -38,18 +51,27 @@ def stamp_accepted(
     *,
     eid: str,
     sender: str,
-    agent: str,
+    agent: str | None,
+    workflow: str | None,
     received: bytes,
     hops: Sequence[Hop],
+    claims: Sequence[bytes],
     context: Context | None,
     message_id: str | None,
     date_ms: int | None,
 ) -> bytes:
-    """The header block as stored. `context`, `message_id`, `date_ms` are stamped when given: the message had none."""
+    """The header block as stored. `hops`: of this node, oldest first. `agent`: None where nobody proved to be one.
+
+    `workflow`, `context`, `message_id`, `date_ms` are stamped when given: the message had none that may stand.
+    """
     lines = [f"Return-Path: <{sender}>\r\n".encode(), f"AIMX-ID: {eid}\r\n".encode()]
     lines += [hop_line(hop) for hop in reversed(hops)]
     lines.append(received)
-    lines.append(stamp.line("X-Agent-ID", agent))
+    if agent is not None:
+        lines.append(stamp.line("X-Agent-ID", agent))
+    if workflow is not None:
+        lines.append(stamp.line("X-Workflow-ID", workflow))
+    lines += claims
     if context is not None:
         lines += write(context)
     if message_id is not None:

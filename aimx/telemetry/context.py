@@ -162,9 +162,14 @@ def is_context_header(name: bytes) -> bool:
 def claimed(fields: Sequence[Field]) -> list[bytes]:
     """What a stranger claimed, under names no propagator continues: `AIMX-Claimed-Traceparent` and so on.
 
-    `fields` are those `HeaderBlock.strip(is_context_header)` took out; their values are kept as they came.
+    `fields` are what `HeaderBlock.strip` took out, maybe `X-Workflow-ID` too; their values are kept as they came.
     """
-    names = {b"traceparent": b"Traceparent", b"tracestate": b"Tracestate", b"baggage": b"Baggage"}
+    names = {
+        b"traceparent": b"Traceparent",
+        b"tracestate": b"Tracestate",
+        b"baggage": b"Baggage",
+        b"x-workflow-id": b"Workflow-ID",
+    }
     lines = []
     for field in fields:
         raw = field.raw if field.raw.endswith(b"\n") else field.raw + b"\r\n"
