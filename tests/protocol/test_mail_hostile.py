@@ -15,6 +15,7 @@ from aimx.intake.envelope import PART, HeaderTooLarge, Upload
 from aimx.intake.told import tell
 from aimx.message.header import HeaderBlock
 from aimx.store.contract import Staged
+from aimx.telemetry.context import Door
 from tests.protocol.mail_node import add_agent, address, running
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
@@ -73,7 +74,7 @@ async def test_however_an_agent_writes_its_id_there_is_one_and_aimx_wrote_it(tmp
 )
 def test_results_that_claim_to_be_ours_go_however_they_are_written(claim: bytes) -> None:
     header = block(b"Authentication-Results: " + claim + b"\r\nAuthentication-Results: other.example; spf=pass\r\n")
-    stamp.strip(header, ("fabric.local",), context=False)
+    stamp.strip(header, ("fabric.local",), Door.AGENT, context=False)
     assert header.to_bytes() == b"Authentication-Results: other.example; spf=pass\r\n\r\n"
 
 
@@ -172,13 +173,15 @@ async def test_a_helo_of_odd_characters_cannot_write_a_header(tmp_path: Path) ->
 def test_reading_and_stamping_take_any_octets(junk: bytes) -> None:
     header, _ = HeaderBlock.parse(junk)
     told = tell(header)
-    stamp.strip(header, ("fabric.local",), context=True)
+    stamp.strip(header, ("fabric.local",), Door.AGENT, context=True)
     stored = stamp.stamp_accepted(
         header,
         eid="01JZ0000000000000000000000",
         sender="ada@fabric.local",
         agent="ada",
         received=b"Received: x\r\n",
+        workflow=None,
+        claims=[],
         hops=[],
         context=None,
         message_id="<minted@fabric.local>" if told.message_id is None else None,
