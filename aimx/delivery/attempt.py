@@ -4,7 +4,7 @@ import time
 from typing import Any, NamedTuple
 
 from aimx.audit import events
-from aimx.store.contract import EventRow, Outcome, Placed, SpanRef
+from aimx.store.contract import EventRow, Placed, SpanRef, Tried
 from aimx.telemetry import metrics
 from aimx.telemetry.span import INTERNAL, Attributes, Span
 from aimx.tlog.leaf import new_key
@@ -43,7 +43,7 @@ def attributes(queue: str, number: int, waited_ms: int = 0) -> Attributes:
     }
 
 
-def event(node: str, attempt: Attempt, outcome: Outcome) -> EventRow:
+def event(node: str, attempt: Attempt, outcome: Tried) -> EventRow:
     """What the log says of the outcome."""
     target = outcome.target
     t_ms = max(attempt.now_ms, time.time_ns() // 1_000_000)  # this runs inside the commit: the moment it happens
@@ -88,7 +88,7 @@ def leaf_prefix(leaf: bytes) -> str:
     return leaf_hash(leaf).hex()[:16]
 
 
-def end(span: Span, attempt: Attempt, outcome: Outcome, leaf: bytes) -> None:
+def end(span: Span, attempt: Attempt, outcome: Tried, leaf: bytes) -> None:
     """Close the `deliver` span of the attempt, with the spans of the commit under it. `leaf`: of its event."""
     now_ns = time.time_ns()
     transport = outcome.target.transport

@@ -2,7 +2,7 @@
 
 from aimx.delivery import attempt
 from aimx.delivery.transport import DELIVERED, Later, Never, Result
-from aimx.store.contract import Due, EventRow, Outcome, Placed, SpanRef, Store
+from aimx.store.contract import Due, EventRow, Placed, SpanRef, Store, Tried
 from aimx.telemetry.span import Span
 
 
@@ -30,7 +30,7 @@ class MailboxTransport:
 
         rows: list[EventRow] = []
 
-        def witness(found: Outcome) -> list[EventRow]:
+        def witness(found: Tried) -> list[EventRow]:
             rows[:] = [attempt.event(self._node, _with_end(this, found), found)]
             return rows
 
@@ -45,7 +45,7 @@ class MailboxTransport:
         return Later(outcome.reason, "4.2.1", "the agent has as many unacknowledged messages as it takes")
 
 
-def _with_end(this: attempt.Attempt, outcome: Outcome) -> attempt.Attempt:
+def _with_end(this: attempt.Attempt, outcome: Tried) -> attempt.Attempt:
     """Where nobody is any more, there is no next attempt to announce."""
     gone = not isinstance(outcome, Placed) and outcome.reason == "no-mailbox"
     return this._replace(next_ms=None) if gone else this

@@ -14,7 +14,7 @@ from aimx.config import Settings
 from aimx.delivery import attempt
 from aimx.delivery.retry import Backoff
 from aimx.delivery.transport import Later, Never, Result, Transport
-from aimx.store.contract import Due, NotFound, Store, Unavailable
+from aimx.store.contract import Due, NotFound, Store, Unavailable, worker_name
 from aimx.telemetry.context import Context
 from aimx.telemetry.span import CONSUMER, PRODUCER, Span, Tracer
 
@@ -49,7 +49,7 @@ class Queue:
         self._tracer = tracer
         self._bounce = bounce
         self._backoff = Backoff.of(settings.delivery)
-        self._node = settings.node
+        self._owner = worker_name(settings.node, 0)
         self._lease_ms = int(settings.delivery.lease * 1000)
         self._max_idle_ms = int(settings.trace.max_idle * 1000)
         self._slots = settings.delivery.concurrency
@@ -107,7 +107,7 @@ class Queue:
         now_ms = time.time_ns() // 1_000_000
         if due_ms is None or due_ms > now_ms:
             return due_ms
-        found = await self._store.claim(now_ms, free, self._node, self._lease_ms, self._backoff.delay_ms)
+        found = await self._store.claim(now_ms, free, self._owner, self._lease_ms, self._backoff.delay_ms)
         for due in found:
             task = asyncio.create_task(self._attempt(due))
             self._working.add(task)

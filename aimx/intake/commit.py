@@ -10,7 +10,7 @@ from aimx.audit import events
 from aimx.delivery.attempt import Attempt, event, leaf_prefix
 from aimx.intake.envelope import Octets
 from aimx.intake.plan import First
-from aimx.store.contract import EventRow, NewMessage, Outcome, SpanRef, Store
+from aimx.store.contract import EventRow, NewMessage, Outcome, Queued, SpanRef, Store
 from aimx.telemetry.span import INTERNAL, Attributes, Span
 from aimx.tlog.leaf import new_key
 
@@ -75,11 +75,15 @@ async def commit(
         for address, first in firsts.items()
     }
 
-    made: list[EventRow] = []
+    made: dict[str, EventRow] = {}
 
     def witness(outcomes: Sequence[Outcome]) -> list[EventRow]:
-        made[:] = [event(node, attempts[found.target.address], found) for found in outcomes]
-        return [accepted, *made] if settled is None else [settled.event, accepted, *made]
+        made.clear()
+        for found in outcomes:
+            if not isinstance(found, Queued):
+                made[found.target.address] = event(node, attempts[found.target.address], found)
+        settling = [] if settled is None else [settled.event]
+        return [*settling, accepted, *made.values()]
 
     try:
         targets = [first.target for first in firsts.values()]
@@ -89,9 +93,12 @@ async def commit(
         raise
     _appended(span, accepted, began_ns)
     try:
-        for outcome, row in zip(outcomes, made, strict=True):
+        for outcome in outcomes:
             address = outcome.target.address
-            firsts[address].end(attempts[address], outcome, row.leaf)
+            if isinstance(outcome, Queued):
+                firsts[address].wait()
+            else:
+                firsts[address].end(attempts[address], outcome, made[address].leaf)
     except Exception:  # it is durable: whatever fails now must not make it a refusal
         log.exception("spans of an accepted message are missing", extra={"eid": message.eid, "context": span.context})
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from aimx.delivery import attempt
 from aimx.delivery.retry import Backoff
 from aimx.routing.table import Landing, Route, Step
-from aimx.store.contract import Outcome, Placed, SpanRef, Target
+from aimx.store.contract import Placed, SpanRef, Target, Tried
 from aimx.telemetry.context import Context, Hop
 from aimx.telemetry.span import CONSUMER, INTERNAL, PRODUCER, Attributes, Span
 
@@ -22,7 +22,11 @@ class First:
     enqueue: Span
     deliver: Span
 
-    def end(self, message: attempt.Attempt, outcome: Outcome, leaf: bytes) -> None:
+    def wait(self) -> None:
+        """Enqueued: the queue will make attempt 1."""
+        self.enqueue.end()
+
+    def end(self, message: attempt.Attempt, outcome: Tried, leaf: bytes) -> None:
         """Delivered at once: under the route. Buffered: enqueued, with this as its failed first attempt."""
         if not isinstance(outcome, Placed):
             self.enqueue.set("aimx.queue.reason", outcome.reason)

@@ -225,8 +225,8 @@ class Target:
     queueable: bool = True
     """False (APPEND): raise NotFound or OverQuota instead of buffering; the limit on unacknowledged does not apply."""
     destination: str = ""
-    """What the queue limits and breaks by, where the transport leaves the node: a relayed recipient's domain, a webhook's
-    name. Empty for mailboxes."""
+    """What the queue limits and breaks by, where the transport leaves the node: a relayed recipient's domain, a
+    webhook's name. Empty for mailboxes."""
     options: dict[str, Any] = field(default_factory=dict)
     """What the transport must know later, JSON-able and small: DSN parameters (RFC 3461), …"""
 
@@ -266,7 +266,9 @@ class Queued:
     delivery: int
 
 
-Outcome = Placed | Buffered | Queued
+Tried = Placed | Buffered
+"""An attempt was made."""
+Outcome = Tried | Queued
 
 
 # ── the queue ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -519,6 +521,15 @@ class NodeRecord:
     """Asked to take nothing new, finish what it has, and end."""
 
 
+SILENT_MS = 600_000
+"""A worker not heard of for so long is gone: `sweep` drops its record."""
+
+
+def worker_name(node: str, worker: int) -> str:
+    """The `owner` under which that worker claims deliveries."""
+    return f"{node}/{worker}"
+
+
 # ── look-up ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -634,7 +645,8 @@ class Store(Protocol):
         """Message, entries, queued deliveries and events in one commit.
 
         A target whose transport is not `mailbox` is queued with no attempt made, due at once: `claim` makes number 1.
-        Raises Repeated or KeyReused where `once` says so, also when both are in one group commit.
+        Raises Repeated or KeyReused where `once` says so, also when both are in one group commit; the message's `t_ms`
+        is the time by which an earlier key has run out. A staged body is then still the caller's to drop.
 
         A mailbox that can take its copy has it at once, the others' copies are queued (attempt 1 made). `settles` is a
         delivery that this message (its DSN) ends in the same commit; NotFound if it is already settled. With no targets
@@ -651,7 +663,7 @@ class Store(Protocol):
         delay_ms: Callable[[int], int],
         closed: Collection[str] = (),
     ) -> list[Due]:
-        """Take due deliveries, highest priority first, then longest due, for `lease_ms`.
+        """Take due deliveries, highest priority first, then longest due, for `lease_ms`. `owner`: see `worker_name`.
 
         The next attempt is stored before this one is made: attempt + 1 at `now_ms + delay_ms(attempt)`. Held ones and
         those of `closed` destinations stay; the cost does not grow with how many of them wait.
@@ -664,8 +676,8 @@ class Store(Protocol):
         """Keep the lease of a long attempt. NotFound when somebody else has it by now."""
 
     async def place(
-        self, due: Due, span: SpanRef, now_ms: int, witness: Callable[[Outcome], Sequence[EventRow]]
-    ) -> Outcome:
+        self, due: Due, span: SpanRef, now_ms: int, witness: Callable[[Tried], Sequence[EventRow]]
+    ) -> Tried:
         """Try the mailbox again. Placed: the delivery is over. Buffered: lease released, `span` kept as previous."""
 
     async def defer(self, due: Due, span: SpanRef, now_ms: int, reason: str, events: Sequence[EventRow]) -> None:
@@ -679,14 +691,22 @@ class Store(Protocol):
     ) -> list[Pending]:
         """By id, from the one above `after` on."""
 
-    async def hasten(self, ids: Sequence[int], now_ms: int, events: Sequence[EventRow]) -> list[int]:
-        """Make these due now, held or not (they are let go); leased ones are left alone. Returns those it did."""
+    async def hasten(
+        self, ids: Sequence[int], now_ms: int, witness: Callable[[list[Pending]], Sequence[EventRow]]
+    ) -> list[Pending]:
+        """Make these due now, held or not (they are let go); leased ones are left alone. Returns those it did, as they
+        were before, by id."""
 
-    async def suspend(self, ids: Sequence[int], held: bool, events: Sequence[EventRow]) -> list[int]:
-        """Hold these deliveries, or let them go on. Returns those that are there."""
+    async def suspend(
+        self, ids: Sequence[int], held: bool, witness: Callable[[list[Pending]], Sequence[EventRow]]
+    ) -> list[Pending]:
+        """Hold these deliveries, or let them go on. Returns those it changed, as they were before, by id."""
 
     async def drop(self, ids: Sequence[int], witness: Callable[[list[Pending]], Sequence[EventRow]]) -> list[Pending]:
-        """End these deliveries undelivered and untold. Leased ones too: their attempt finds nothing to settle."""
+        """End these deliveries undelivered and untold. Leased ones too: their attempt finds nothing to settle.
+
+        Returns those that were there, by id.
+        """
 
     async def backlog(self) -> Backlog: ...
 
@@ -779,8 +799,9 @@ class Store(Protocol):
     # erasure and legal hold
     async def erase(self, eid: str, events: Sequence[EventRow]) -> None:
         """Destroy a message: its content, envelope, keys and openings, mailbox entries (they vanish for sessions) and
-        queued deliveries. Its record stays with eid, times, sizes and trace ids, so the log can say `ERASED`; its leaves
-        stay. `events` are recorded in the same commit and keep their own openings. Once more is no error.
+        queued deliveries. Its record stays with eid, times, sizes and trace ids, so the log can say `ERASED`; its
+        leaves stay. `events` are recorded in the same commit and keep their own openings. An event about several
+        messages keeps its openings too: they name the messages only by eid. Once more is no error.
 
         Raises NotFound, Held.
         """
@@ -798,7 +819,10 @@ class Store(Protocol):
         """Drop what has run out (idempotency keys, silent nodes' records), a bounded number a call."""
 
     async def beat(self, record: NodeRecord) -> bool:
-        """A worker's sign of life. Returns whether its node was asked to drain; `record.draining` is not stored."""
+        """A worker's sign of life. Returns whether its node was asked to drain; `record.draining` is not stored.
+
+        A worker that begins (another `started_ms`) drains only if another one of its node was asked to.
+        """
 
     async def part(self, node: str, worker: int) -> None:
         """A worker's end: its record goes, its leases are free."""

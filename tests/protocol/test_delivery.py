@@ -207,7 +207,7 @@ async def test_who_died_between_claim_and_attempt_loses_and_repeats_nothing(tmp_
         await w.send("ada", ["bob"])
         await w.unlimited("bob")
         await asyncio.sleep(0.03)
-        (due,) = await w.store.claim(time.time_ns() // 1_000_000, 10, "n1", 3_600_000, lambda attempt: 20)
+        (due,) = await w.store.claim(time.time_ns() // 1_000_000, 10, "n1/0", 3_600_000, lambda attempt: 20)
         assert due.attempt == 2
         assert (await w.store.pending())[0].attempt == 2, "the next attempt is stored before this one is made"
     async with world(tmp_path) as w, working(w.queue()):

@@ -19,7 +19,7 @@ async def queued(store: Store, address: str = GONE, **fields: Any) -> int:
 
 
 async def take(store: Store, now_ms: int, limit: int = 10, delay_ms: int = 500) -> list[Due]:
-    return await store.claim(now_ms, limit, "n1", 1_000, lambda attempt: delay_ms * attempt)
+    return await store.claim(now_ms, limit, "n1/0", 1_000, lambda attempt: delay_ms * attempt)
 
 
 async def test_nothing_is_due_before_its_time(store: Store) -> None:

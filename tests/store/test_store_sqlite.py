@@ -13,11 +13,23 @@ from typing import Any
 
 import pytest
 
-from aimx.store.contract import MailboxKey, MessageFilter, Placed, Store, StoreError, Unavailable
+from aimx.store.contract import (
+    Buffered,
+    Hold,
+    MailboxKey,
+    MessageFilter,
+    NodeRecord,
+    Once,
+    Placed,
+    SpanRef,
+    Store,
+    StoreError,
+    Unavailable,
+)
 from aimx.store.search import HasFlag
 from aimx.store.sqlite import SqliteStore, connection, lookup, writer
 from tests.store.conftest import ALICE, BOB, key_of
-from tests.store.factory import filed, new_agent, new_event, new_message, new_target, nothing, span, telling
+from tests.store.factory import T0, filed, new_agent, new_event, new_message, new_target, nothing, span, telling
 
 ALL = ((1, 4294967295),)
 
@@ -69,6 +81,41 @@ def test_migrations_are_numbered_without_a_gap_and_each_is_one_commit(tmp_path: 
     db.close()
 
 
+async def test_a_file_of_the_first_version_keeps_what_it_has(path: Path) -> None:
+    """The queue's table is made anew: every row, the leases' end and the numbering have to come over."""
+    with sqlite3.connect(path, isolation_level=None) as db:
+        connection.migrate(db, connection.migrations()[:1])
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute(
+            "INSERT INTO message VALUES (7, 'E7', 1, 'a@x', 'a@x', '[]', '[]', '<7>', NULL, 's', 'text/plain', 'w', 0,"
+            " x'01', x'02', 1, '', '', 'new', x'01', x'02', 0, 'w', 1, 1)"
+        )
+        delivery = (
+            "INSERT INTO delivery VALUES (?, 7, 'gone@x', 'list@x', x'0a', x'0b', 'q', 'mailbox', 3, 'INBOX',"
+            " '[\"W\"]', 5, 2, 10, 20, 30, 40, 'quota', x'0c', x'0d', ?, ?)"
+        )
+        db.executemany(delivery, [(1, None, 30), (2, "n1", 5_000), (9, None, 30)])
+        db.execute("DELETE FROM delivery WHERE id = 9")
+    db.close()
+    store = SqliteStore(path, "n1")
+    await store.open()
+    assert [pending.id for pending in await store.pending("E7")] == [1, 2]
+    first, second = await store.claim(30, 9, "n1/0", 1_000, lambda _: 1)
+    assert (first.id, first.attempt, first.created_ms, first.last_ms, first.due_ms) == (1, 3, 10, 20, 30)
+    assert (second.id, second.previous) == (2, SpanRef(b"\x0c", b"\x0d"))
+    got = first.target
+    assert (got.original, got.queue, got.priority, got.flags, got.internal_ms) == ("list@x", "q", 3, {"W"}, 5)
+    assert (got.destination, got.options, got.deadline_ms) == ("", {}, 40)
+    assert await store.message("E7") is not None
+    (outcome,) = await store.accept(new_message(), [new_target("gone@x")], nothing)
+    assert isinstance(outcome, Buffered)
+    assert outcome.delivery == 10
+    await store.close()
+    with sqlite3.connect(path) as db:
+        assert db.execute("PRAGMA foreign_key_check").fetchall() == []
+    db.close()
+
+
 async def test_a_file_of_a_newer_aimx_is_refused_in_one_line(path: Path) -> None:
     with sqlite3.connect(path) as db:
         db.execute("PRAGMA user_version = 99")
@@ -117,8 +164,8 @@ async def test_looking_up_a_trace_does_not_walk_all_that_the_agent_ever_had(path
 
 
 def is_whole_table(line: str) -> bool:
-    # A recursive CTE's own row; bodies nobody has used yet; one row for each table that counts its ids.
-    small = ("SCAN p", "SCAN body USING INDEX body_unused", "SCAN sqlite_sequence")
+    # A recursive CTE's own row; bodies nobody has used yet; one row for each table that counts its ids, each worker.
+    small = ("SCAN p", "SCAN body USING INDEX body_unused", "SCAN sqlite_sequence", "SCAN node")
     bounded = line.startswith("SCAN (subquery")  # each has a LIMIT
     return (
         line.startswith("SCAN")
@@ -151,11 +198,12 @@ async def use_everything(store: Store) -> None:
     await store.expunge(inbox, None, nothing)
     await store.usage(BOB)
     await store.next_due()
-    due, other, *_ = await store.claim(1, 5, "n1", 1000, lambda _: 1)
+    due, other, *_ = await store.claim(1, 5, "n1/0", 1000, lambda _: 1)
     await store.place(due, span(), 1, nothing)
     await store.defer(due, span(), 1, "x", [])
     await store.settle(other, [])
     await store.pending(message.eid)
+    await use_what_leaves(store)
     await store.mark_sequenced([(seq, seq) for seq, _, _ in await store.unsequenced(9)])
     await store.unsequenced(5)
     await store.events_after(3, 5)
@@ -179,6 +227,31 @@ async def use_everything(store: Store) -> None:
     await store.mailboxes(BOB)
     await store.agent(BOB)
     await store.token_owner(b"x")
+
+
+async def use_what_leaves(store: Store) -> None:
+    """Idempotency keys, other transports, closed destinations, erasure and holds, nodes."""
+    far = 2 * T0
+    message = new_message(body=b"x" * 300_000)
+    await store.accept(message, [new_target(BOB)], nothing, once=Once(ALICE, "k", b"d", far))
+    away = [new_target("eve@x", transport="relay", destination=f"d{n}") for n in range(70)]
+    await asyncio.gather(*(store.accept(new_message(), [target], nothing) for target in away))
+    closed = {target.destination for target in away[:-1]}
+    await store.next_due(closed)
+    (due,) = await store.claim(far, 1, "n1/0", 1000, lambda _: 1, closed)
+    await store.claim(far, 30, "n1/0", 1000, lambda _: 1, closed)
+    await store.renew(due, far)
+    (first, second, *_) = await store.pending(destination=due.target.destination, after=1) * 2
+    await store.hasten([first.id], far, nothing)
+    await store.suspend([first.id], True, nothing)
+    await store.drop([second.id], nothing)
+    await store.hold(Hold("agent", "x@y", "", "admin", T0), [])
+    await store.erase(message.eid, [])
+    await store.release("agent", "x@y", [])
+    await store.sweep(far)
+    await store.beat(NodeRecord("n1", 0, "host", 1, T0, T0, "0"))
+    await store.drain("n1", True)
+    await store.part("n1", 0)
 
 
 # ── when it cannot be written ────────────────────────────────────────────────────────────────────────────────────────
@@ -275,7 +348,7 @@ async def test_what_another_process_commits_is_seen_and_subscribers_are_told(sql
 
 async def test_a_guest_leaves_the_node_s_work_alone_and_a_restart_clears_it(sqlite: SqliteStore, path: Path) -> None:
     await sqlite.accept(new_message(), [new_target("gone@x")], nothing)
-    (due,) = await sqlite.claim(0, 1, "n1", 1_000, lambda _: 1)
+    (due,) = await sqlite.claim(0, 1, "n1/0", 1_000, lambda _: 1)
     staged = await sqlite.stage(None, b"x" * 6_000_000)
     guest = SqliteStore(path, "n1", guest=True)
     await guest.open()

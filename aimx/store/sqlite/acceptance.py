@@ -13,15 +13,18 @@ from aimx.store.contract import (
     MailboxKey,
     NewMessage,
     NotFound,
+    Once,
     Outcome,
     OverQuota,
     Placed,
+    Queued,
     Staged,
     StoreError,
     Target,
 )
 from aimx.store.sqlite import bodies, flags
 from aimx.store.sqlite.events import record
+from aimx.store.sqlite.once import Keys
 from aimx.store.sqlite.sets import as_json, insert, rows
 from aimx.store.sqlite.writer import Tx
 
@@ -31,15 +34,15 @@ SENT, WAITING, FILED, DELIVERED = range(4)
 _MESSAGE = (
     "id, eid, t_ms, sender, agent, recipients, delivered_to, message_id, in_reply_to, subject, content_type, workflow,"
     " priority, origin_trace, origin_span, trace_flags, tracestate, baggage, context_source, received_trace,"
-    " received_span, depth, loop_key, header_size, body_size"
+    " received_span, depth, loop_key, header_size, body_size, once_key"
 )
 _CONTENT = "message, header, data, body"
 _PARTY = "address, message, role, trace"
 _CHAIN = "loop_key, message, n, first_ms, t_ms, sender, recipients, payload, template, depth"
 ENTRY = "owner, mailbox, uid, message, flags, modseq, internal_ms, saved_ms, size"
 _DELIVERY = (
-    "id, message, address, original, trace, span, queue, transport, priority, folder, flags, internal_ms, attempt,"
-    " created_ms, last_ms, next_ms, deadline_ms, reason, previous_trace, previous_span, wake_ms"
+    "id, message, address, original, trace, span, queue, transport, destination, options, priority, folder, flags,"
+    " internal_ms, attempt, created_ms, last_ms, next_ms, deadline_ms, reason, previous_trace, previous_span"
 )
 
 
@@ -51,6 +54,7 @@ class Acceptance:
     targets: Sequence[Target]
     witness: Callable[[Sequence[Outcome]], Sequence[EventRow]]
     settles: int | None
+    once: Once | None
 
 
 @dataclass(slots=True)
@@ -146,7 +150,7 @@ def save_slots(tx: Tx, slots: Iterable[Slot]) -> None:
 
 def busy(slot: Slot | None, target: Target, size: int) -> BusyReason | None:
     """Why the target cannot take it now."""
-    if slot is None or target.transport != "mailbox":
+    if slot is None:
         return "no-mailbox"
     owner = slot.owner
     if target.queueable and owner.max_unacked is not None and owner.unacked >= owner.max_unacked:
@@ -176,7 +180,8 @@ def accept(tx: Tx, calls: list[Acceptance]) -> list[list[Outcome] | StoreError]:
         " coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'delivery'), 0),"
         " coalesce((SELECT max(seq) FROM event), 0) + 1"
     ).fetchone()
-    lot = _Lot(db, slots, chains, message, delivery)
+    keys = Keys(db, [call.once for call in calls if call.once is not None])
+    lot = _Lot(db, slots, chains, keys, message, delivery)
     results: list[list[Outcome] | StoreError] = []
     for call in calls:
         try:
@@ -191,6 +196,7 @@ def accept(tx: Tx, calls: list[Acceptance]) -> list[list[Outcome] | StoreError]:
     insert(db, "chain", _CHAIN, lot.chain_rows)
     insert(db, "entry", ENTRY, lot.entries)
     insert(db, "delivery", _DELIVERY, lot.deliveries)
+    keys.save()
     save_slots(tx, slots.values())
     record(tx, lot.events)
     if lot.deliveries:
@@ -202,11 +208,18 @@ class _Lot:
     """The rows of a batch while they are put together."""
 
     def __init__(
-        self, db: sqlite3.Connection, slots: Slots, chains: dict[str, tuple[int, int]], message: int, delivery: int
+        self,
+        db: sqlite3.Connection,
+        slots: Slots,
+        chains: dict[str, tuple[int, int]],
+        keys: Keys,
+        message: int,
+        delivery: int,
     ) -> None:
         self.db = db
         self.slots = slots
         self.chains = chains
+        self.keys = keys
         self.message = message
         self.delivery = delivery
         self.messages: list[tuple[Any, ...]] = []
@@ -223,11 +236,18 @@ class _Lot:
         message = call.message
         size = len(message.header) + (message.body.size if isinstance(message.body, Staged) else len(message.body))
         number, delivery = self.message + 1, self.delivery
+        if call.once is not None:
+            self.keys.check(call.once, message.t_ms)
         outcomes: list[Outcome] = []
         entries, deliveries = [], []
         taken: list[tuple[Slot, int]] = []
         try:
             for target in call.targets:
+                if target.transport != "mailbox":
+                    delivery += 1
+                    outcomes.append(Queued(target, delivery))
+                    deliveries.append(_delivery(delivery, number, message.t_ms, target, None))
+                    continue
                 slot = self.slots.get((target.address, target.folder))
                 reason = busy(slot, target, size)
                 if reason is None:
@@ -256,14 +276,16 @@ class _Lot:
         self.message, self.delivery = number, delivery
         self.entries += entries
         self.deliveries += deliveries
-        self._add_message(number, message, call.targets, outcomes, size)
+        self._add_message(number, message, call, outcomes, size)
+        if call.once is not None:
+            self.keys.use(call.once, message.eid)
         self.events += call.witness(outcomes)
         return outcomes
 
     def _add_message(
-        self, number: int, message: NewMessage, targets: Sequence[Target], outcomes: Sequence[Outcome], size: int
+        self, number: int, message: NewMessage, call: Acceptance, outcomes: Sequence[Outcome], size: int
     ) -> None:
-        header_size = len(message.header)
+        targets, header_size = call.targets, len(message.header)
         recipients = as_json(message.recipients)
         self.messages.append(
             (
@@ -290,6 +312,7 @@ class _Lot:
                 message.loop_key,
                 header_size,
                 size - header_size,
+                None if call.once is None else call.once.key,
             )
         )
         self._add_content(number, message)
@@ -348,7 +371,8 @@ def _load_chains(db: sqlite3.Connection, keys: Iterable[str]) -> dict[str, tuple
     return {key: (n, first_ms) for key, n, first_ms in found}
 
 
-def _delivery(number: int, message: int, now_ms: int, target: Target, reason: BusyReason) -> tuple[Any, ...]:
+def _delivery(number: int, message: int, now_ms: int, target: Target, reason: BusyReason | None) -> tuple[Any, ...]:
+    """`reason`: why attempt 1 failed; None: none was made yet, and it is due."""
     return (
         number,
         message,
@@ -357,16 +381,17 @@ def _delivery(number: int, message: int, now_ms: int, target: Target, reason: Bu
         *target.span,
         target.queue,
         target.transport,
+        target.destination,
+        as_json(target.options) if target.options else "{}",
         target.priority,
         target.folder,
         as_json(sorted(target.flags)),
         target.internal_ms,
-        1,
+        0 if reason is None else 1,
         now_ms,
         now_ms,
-        target.next_ms,
+        now_ms if reason is None else target.next_ms,
         target.deadline_ms,
-        reason,
-        *target.attempt,
-        target.next_ms,
+        reason or "",
+        *((None, None) if reason is None else target.attempt),
     )

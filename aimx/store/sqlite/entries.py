@@ -194,6 +194,11 @@ def expunge(
     return result
 
 
+def remove(tx: Tx, key: MailboxKey, uids: list[int]) -> None:
+    """Whatever their flags (erasure)."""
+    _remove(tx, box(tx.db, key), uids, key)
+
+
 def _remove(tx: Tx, own: Box, uids: list[int], key: MailboxKey) -> int:
     """Entries become tombstones, the counts follow. Returns the mailbox's new MODSEQ."""
     modseq = own.modseq + 1

@@ -2,7 +2,7 @@
 
 import asyncio
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,6 +16,7 @@ from aimx.store.contract import (
     Expunged,
     Flagged,
     FlagMode,
+    Hold,
     Lineage,
     Located,
     Mailbox,
@@ -23,6 +24,8 @@ from aimx.store.contract import (
     MessageFilter,
     MessageRecord,
     NewMessage,
+    NodeRecord,
+    Once,
     Outcome,
     Pending,
     Row,
@@ -33,6 +36,8 @@ from aimx.store.contract import (
     StoredEvent,
     Target,
     Topic,
+    Tried,
+    worker_name,
 )
 from aimx.store.search import Ranges, SearchKey
 from aimx.store.sqlite import (
@@ -41,9 +46,12 @@ from aimx.store.sqlite import (
     bodies,
     connection,
     entries,
+    erasure,
     events,
     lookup,
     mailboxes,
+    nodes,
+    once,
     queue,
     schemas,
     search,
@@ -53,6 +61,8 @@ from aimx.store.sqlite.reader import Reader
 from aimx.store.sqlite.writer import Tx, Writer, refusal
 
 T = TypeVar("T")
+SWEPT = 1_000
+"""Idempotency keys dropped by one call of `sweep`."""
 
 
 class SqliteStore:
@@ -81,7 +91,7 @@ class SqliteStore:
         self._writer = Writer(self._path, acceptance.accept, self._claims.save, self._notify)
         self._writer.start()
         if not self._guest:
-            await self._write(lambda tx: queue.free_leases(tx, self._node))
+            await self._write(lambda tx: queue.free_leases(tx, worker_name(self._node, 0)))
             for body in await self._reader.far(bodies.unused):
                 await self._drop_body(body)
 
@@ -170,25 +180,32 @@ class SqliteStore:
         targets: Sequence[Target],
         witness: Callable[[Sequence[Outcome]], Sequence[EventRow]],
         settles: int | None = None,
+        once: Once | None = None,
     ) -> list[Outcome]:
-        outcomes: list[Outcome] = await self._writer.submit_item(Acceptance(message, targets, witness, settles))
+        outcomes: list[Outcome] = await self._writer.submit_item(Acceptance(message, targets, witness, settles, once))
         return outcomes
 
     # the queue
     async def claim(
-        self, now_ms: int, limit: int, owner: str, lease_ms: int, delay_ms: Callable[[int], int]
+        self,
+        now_ms: int,
+        limit: int,
+        owner: str,
+        lease_ms: int,
+        delay_ms: Callable[[int], int],
+        closed: Collection[str] = (),
     ) -> list[Due]:
-        taken: list[Due] = await self._writer.submit(
-            lambda tx: queue.claim(tx, now_ms, limit, owner, lease_ms, delay_ms)
-        )
-        return taken
+        return await self._write(lambda tx: queue.claim(tx, now_ms, limit, owner, lease_ms, delay_ms, closed))
 
-    async def next_due(self) -> int | None:
-        return self._reader.near(queue.next_due)
+    async def next_due(self, closed: Collection[str] = ()) -> int | None:
+        return self._reader.near(lambda db: queue.next_due(db, closed))
+
+    async def renew(self, due: Due, until_ms: int) -> None:
+        await self._write(lambda tx: queue.renew(tx, due, until_ms))
 
     async def place(
-        self, due: Due, span: SpanRef, now_ms: int, witness: Callable[[Outcome], Sequence[EventRow]]
-    ) -> Outcome:
+        self, due: Due, span: SpanRef, now_ms: int, witness: Callable[[Tried], Sequence[EventRow]]
+    ) -> Tried:
         return await self._write(lambda tx: queue.place(tx, due, span, now_ms, witness))
 
     async def defer(self, due: Due, span: SpanRef, now_ms: int, reason: str, events: Sequence[EventRow]) -> None:
@@ -197,8 +214,23 @@ class SqliteStore:
     async def settle(self, due: Due, events: Sequence[EventRow]) -> None:
         await self._write(lambda tx: queue.settle(tx, due, events))
 
-    async def pending(self, eid: str | None = None, limit: int = 1000) -> list[Pending]:
-        return await self._reader.far(lambda db: queue.pending(db, eid, limit))
+    async def pending(
+        self, eid: str | None = None, limit: int = 1000, after: int = 0, destination: str | None = None
+    ) -> list[Pending]:
+        return await self._reader.far(lambda db: queue.pending(db, eid, limit, after, destination))
+
+    async def hasten(
+        self, ids: Sequence[int], now_ms: int, witness: Callable[[list[Pending]], Sequence[EventRow]]
+    ) -> list[Pending]:
+        return await self._write(lambda tx: queue.hasten(tx, ids, now_ms, witness))
+
+    async def suspend(
+        self, ids: Sequence[int], held: bool, witness: Callable[[list[Pending]], Sequence[EventRow]]
+    ) -> list[Pending]:
+        return await self._write(lambda tx: queue.suspend(tx, ids, held, witness))
+
+    async def drop(self, ids: Sequence[int], witness: Callable[[list[Pending]], Sequence[EventRow]]) -> list[Pending]:
+        return await self._write(lambda tx: queue.drop(tx, ids, witness))
 
     async def backlog(self) -> Backlog:
         return await self._reader.far(queue.backlog)
@@ -305,6 +337,39 @@ class SqliteStore:
 
     async def traces_of(self, eid: str) -> list[bytes]:
         return await self._reader.far(lambda db: events.traces_of(db, eid))
+
+    # erasure and legal hold
+    async def erase(self, eid: str, events: Sequence[EventRow]) -> None:
+        body = await self._write(lambda tx: erasure.erase(tx, eid, events))
+        self._pasts = lookup.Pasts()
+        if body is not None:
+            await self._drop_body(body)
+
+    async def hold(self, hold: Hold, events: Sequence[EventRow]) -> None:
+        await self._write(lambda tx: erasure.hold(tx, hold, events))
+
+    async def release(self, kind: str, subject: str, events: Sequence[EventRow]) -> None:
+        await self._write(lambda tx: erasure.release(tx, kind, subject, events))
+
+    async def holds(self) -> list[Hold]:
+        return await self._reader.far(erasure.holds)
+
+    # housekeeping and nodes
+    async def sweep(self, now_ms: int) -> None:
+        await self._write(lambda tx: once.sweep(tx, now_ms, SWEPT))
+        await self._write(lambda tx: nodes.sweep(tx, now_ms))
+
+    async def beat(self, record: NodeRecord) -> bool:
+        return await self._write(lambda tx: nodes.beat(tx, record))
+
+    async def part(self, node: str, worker: int) -> None:
+        await self._write(lambda tx: nodes.part(tx, node, worker))
+
+    async def nodes(self) -> list[NodeRecord]:
+        return await self._reader.far(nodes.every)
+
+    async def drain(self, node: str, on: bool) -> None:
+        await self._write(lambda tx: nodes.drain(tx, node, on))
 
     # payload schemas
     async def add_schema(self, name: str, descriptor_set: bytes, t_ms: int, events: Sequence[EventRow]) -> None:
