@@ -156,6 +156,11 @@ class Delivery(_Section):
 
 
 class Audit(_Section):
+    database: str | None = Field(
+        None,
+        pattern=r"^postgres(ql)?://",
+        description="`postgresql://aimx_seq@host/db`: the log in a PostgreSQL; else in files of the data folder",
+    )
     integrate_within: Seconds = 0.2
     checkpoint_every: Seconds = 1.0
     heartbeat_every: Seconds = 3600.0

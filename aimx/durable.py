@@ -28,6 +28,13 @@ def create(path: Path, data: bytes, mode: int = 0o600) -> None:
     _sync(path.parent)
 
 
+def adopt(draft: Path, path: Path) -> None:
+    """Give a file that is whole and on the disk its name. Raises FileExistsError when the name is taken."""
+    os.link(draft, path)
+    draft.unlink()
+    _sync(path.parent)
+
+
 def _draft(path: Path, data: bytes, mode: int) -> Path:
     draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:

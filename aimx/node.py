@@ -28,8 +28,8 @@ import uvloop
 from aimx import durable
 from aimx.audit import events
 from aimx.audit.keys import KeyUnusable, PublicKeys, load_or_create
-from aimx.audit.log import FILE as AUDIT_FILE
-from aimx.audit.log import LogError, Reader
+from aimx.audit.log import LogError
+from aimx.audit.place import open_reader
 from aimx.audit.sequencer import Sequencer
 from aimx.config import Endpoint, SettingError, Settings
 from aimx.delivery.mailbox import MailboxTransport
@@ -161,6 +161,7 @@ class Node:
             folder,
             keys,
             node=settings.node,
+            database=settings.audit.database,
             tracer=tracer,
             integrate_within=settings.audit.integrate_within,
             checkpoint_every=settings.audit.checkpoint_every,
@@ -194,7 +195,7 @@ class Node:
         budget = ByteBudget(settings.smtp.byte_budget, least=settings.imap.max_literal)
         smtp_server = smtp.Server(Door(settings.domains, settings.smtp, directory, intake, budget), context)
         imap_server = imap.Server(imap.Door(settings, store, directory, intake, tracer, budget), context)
-        reader = Reader(folder / AUDIT_FILE)
+        reader = open_reader(folder, settings.audit.database)
         self._stack.callback(reader.close)
         sidecar = SidecarContext(
             store=store,

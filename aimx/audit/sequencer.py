@@ -12,7 +12,6 @@ import asyncio
 import contextlib
 import logging
 import re
-import sqlite3
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -23,7 +22,8 @@ from typing import Literal, Protocol, TypeVar
 from aimx import durable
 from aimx.audit import events
 from aimx.audit.keys import Keys
-from aimx.audit.log import FILE, Appended, Fenced, Log, LogError, Reader
+from aimx.audit.log import FILE, Appended, Fenced, Log, LogError
+from aimx.audit.place import open_log, open_reader
 from aimx.store.contract import EventRow, SpanRef, StoredEvent, StoreError
 from aimx.telemetry import metrics
 from aimx.telemetry.context import Context
@@ -70,6 +70,7 @@ class Sequencer:
         keys: Keys,
         *,
         node: str,
+        database: str | None = None,
         tracer: Tracer | None = None,
         integrate_within: float = 0.2,
         checkpoint_every: float = 1.0,
@@ -78,6 +79,7 @@ class Sequencer:
         """`folder` is the data folder; durations are in seconds and as `[audit]` in the settings has them."""
         self._outbox = outbox
         self._folder = folder
+        self._database = database
         self._keys = keys
         self._node = node
         self._tracer = tracer or Tracer()
@@ -109,7 +111,7 @@ class Sequencer:
 
     async def start(self) -> None:
         """Open the log, making it at the first start. Raises LogError when it must not be gone on with."""
-        self._log = await self._on_thread(lambda: Log(self._folder / FILE))
+        self._log = await self._on_thread(lambda: open_log(self._folder, self._database))
         try:
             await self._on_thread(self._refuse_a_restored_copy)
             if self.size == 0:
@@ -248,7 +250,7 @@ class Sequencer:
         self._signed_size, self._signed_at = self.size, time.monotonic()
 
     def _sign(self) -> None:
-        signed = self._opened.sign(self._keys.log, _now_ms())
+        signed = self._opened.sign([self._keys.log], _now_ms())
         durable.replace(self._folder / HIGH_WATER, signed.encode(), 0o644)
 
     async def _beat_if_idle(self) -> None:
@@ -294,7 +296,7 @@ class Sequencer:
                 f"{self._folder / FILE} holds {size} leaves, but this node has signed for {seen.size}: "
                 "an old copy was put in its place; put the newest one back"
             )
-        reader = Reader(self._folder / FILE)
+        reader = open_reader(self._folder, self._database)
         try:
             if tree.root_at(seen.size, reader.node_reader()) != seen.root:
                 raise LogError(f"{self._folder / FILE} is not the log this node has signed for; put the right one back")
@@ -322,7 +324,7 @@ class Sequencer:
                 future.set_result(self.size)
 
 
-_OURS = (StoreError, LogError, sqlite3.Error, OSError)
+_OURS = (StoreError, LogError, OSError)
 _LEAVES = metrics.counter("aimx.audit.leaves")
 _SIZE = metrics.gauge("aimx.audit.size").labels()
 _INTEGRATED = metrics.histogram("aimx.audit.integrate.duration").labels()

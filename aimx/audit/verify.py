@@ -15,7 +15,8 @@ from pathlib import Path
 from aimx.audit import integrity
 from aimx.audit.integrity import Checked
 from aimx.audit.keys import PublicKeys, load_public
-from aimx.audit.log import FILE, LogError, Reader
+from aimx.audit.log import LogError
+from aimx.audit.place import open_reader
 from aimx.audit.reconciliation import Evidence, Reconciliation
 from aimx.audit.report import Report
 from aimx.audit.sequencer import HIGH_WATER
@@ -31,6 +32,7 @@ async def verify(
     store: Evidence,
     folder: Path,
     *,
+    database: str | None = None,
     keys: PublicKeys | None = None,
     remembered: Sequence[str] = (),
     contents: bool = True,
@@ -47,14 +49,14 @@ async def verify(
     keys = keys or load_public(folder)
     report = Report(keys.log.name)
     high_water = await asyncio.to_thread(_read_high_water, folder / HIGH_WATER)
-    reader = Reader(folder / FILE)
+    reader = open_reader(folder, database)
     try:
         size = (await asyncio.to_thread(reader.state)).size
         apart = size > APART_ABOVE
         found = Report(keys.log.name)
         checking = asyncio.create_task(
             asyncio.to_thread(
-                check_integrity if apart else _check_here, folder / FILE, keys.log, high_water, remembered, found
+                check_integrity if apart else _check_here, folder, database, keys.log, high_water, remembered, found
             )
         )
         run = Reconciliation(store, reader, size, report, Openings(apart=apart), contents=contents)
@@ -79,9 +81,14 @@ async def verify(
 
 
 def _check_here(
-    path: Path, key: Verifier, high_water: str | None, remembered: Sequence[str], report: Report
+    folder: Path,
+    database: str | None,
+    key: Verifier,
+    high_water: str | None,
+    remembered: Sequence[str],
+    report: Report,
 ) -> Checked:
-    reader = Reader(path)
+    reader = open_reader(folder, database)
     try:
         return integrity.check(reader, key, high_water, remembered, report)
     finally:

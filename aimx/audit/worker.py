@@ -15,8 +15,9 @@ from typing import Any, BinaryIO
 
 from aimx.audit import integrity
 from aimx.audit.integrity import Checked
-from aimx.audit.log import LogError, Reader
+from aimx.audit.log import LogError
 from aimx.audit.opening import opening_fault
+from aimx.audit.place import open_reader
 from aimx.audit.report import Finding, Report
 from aimx.store.contract import EventRow
 from aimx.tlog.note import Verifier
@@ -63,12 +64,12 @@ def _ask(child: subprocess.Popen[bytes], rows: Sequence[EventRow]) -> list[Fault
 
 
 def check_integrity(
-    path: Path, key: Verifier, high_water: str | None, remembered: Sequence[str], report: Report
+    folder: Path, database: str | None, key: Verifier, high_water: str | None, remembered: Sequence[str], report: Report
 ) -> Checked:
     """`integrity.check` in a process of its own; blocks until it is done. Raises LogError."""
     child = _start("integrity")
     try:
-        _send(child, (str(path), key.vkey(), high_water, list(remembered)))
+        _send(child, (str(folder), database, key.vkey(), high_water, list(remembered)))
         error, size, erased, counts, findings = _receive(child)
     finally:
         _end(child)
@@ -144,8 +145,8 @@ _COUNTS = ("size", "root", "leaves", "checkpoints", "remembered", "wrong", "inco
 
 
 def _integrity(source: BinaryIO, sink: BinaryIO) -> None:
-    path, vkey, high_water, remembered = marshal.load(source)  # noqa: S302 — written by our own parent
-    report, reader = Report(""), Reader(Path(path))
+    folder, database, vkey, high_water, remembered = marshal.load(source)  # noqa: S302 — written by our own parent
+    report, reader = Report(""), open_reader(Path(folder), database)
     error, checked = None, Checked(0, frozenset())
     try:
         checked = integrity.check(reader, Verifier.parse(vkey), high_water, remembered, report)

@@ -54,8 +54,10 @@ def verify(checkpoints: tuple[Path, ...], vkeys: Path | None, contents: bool, as
     remembered = [path.read_text() for path in checkpoints]
 
     async def work() -> "Report":
-        async with opened(data) as (_, store):
-            return await check(store, data, keys=keys, remembered=remembered, contents=contents)
+        async with opened(data) as (settings, store):
+            return await check(
+                store, data, database=settings.audit.database, keys=keys, remembered=remembered, contents=contents
+            )
 
     report = asyncio.run(work())
     if as_json:
@@ -87,11 +89,12 @@ def prove(id: str, output: Path | None, as_json: bool, data: Path) -> None:
     """
     from aimx.audit.evidence import Evidence, check, message_proof
     from aimx.audit.keys import load_public
-    from aimx.audit.log import FILE, NotCovered, Reader
+    from aimx.audit.log import NotCovered
+    from aimx.audit.place import open_reader
 
     async def work() -> Evidence:
-        async with opened(data) as (_, store):
-            reader = Reader(data / FILE)
+        async with opened(data) as (settings, store):
+            reader = open_reader(data, settings.audit.database)
             try:
                 for _ in range(30):
                     try:

@@ -256,7 +256,8 @@ def _tell(name: str, text: str, began: float, *, loud: bool = False) -> None:
 async def _look(folder: Path, seen: Seen) -> None:
     from aimx.audit.evidence import check, message_proof
     from aimx.audit.keys import load_public
-    from aimx.audit.log import FILE, NotCovered, Reader
+    from aimx.audit.log import NotCovered
+    from aimx.audit.place import open_reader
     from aimx.audit.verify import verify
     from aimx.sidecar.timeline import timeline
 
@@ -264,7 +265,7 @@ async def _look(folder: Path, seen: Seen) -> None:
         return
     async with opened(folder) as (_, store):
         seen.timeline = await timeline(store, bytes.fromhex(seen.sent.trace_id))
-        reader = Reader(folder / FILE)
+        reader = open_reader(folder)
         try:
             for _ in range(50):
                 with contextlib.suppress(NotCovered):

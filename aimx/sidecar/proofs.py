@@ -50,7 +50,7 @@ async def verify_log(request: Request, here: Here, caller: Admin) -> VerifyRepor
     if lock.locked():
         raise Problem("busy")
     async with lock:
-        report = await verify(here.store, here.settings.data, keys=here.keys)
+        report = await verify(here.store, here.settings.data, database=here.settings.audit.database, keys=here.keys)
     return VerifyReport.model_validate(report.to_json())
 
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from aimx.tlog import note
 from aimx.tlog.errors import FormatError, ProofError
-from aimx.tlog.note import Note, Signer, Verified, Verifier
+from aimx.tlog.note import Note, SigningKey, Verified, Verifier
 from aimx.tlog.tree import HASH_SIZE
 
 
@@ -42,7 +42,7 @@ def parse_size(text: str) -> int:
     return int(text)
 
 
-def sign(checkpoint: Checkpoint, signers: Iterable[Signer]) -> Note:
+def sign(checkpoint: Checkpoint, signers: Iterable[SigningKey]) -> Note:
     """The signed note that publishes `checkpoint`. Never sign two that contradict each other: the caller's duty."""
     return note.sign(checkpoint.text(), signers)
 

@@ -13,7 +13,7 @@ import binascii
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -142,16 +142,30 @@ def cosigned(text: bytes, time: int) -> bytes:
     return b"cosignature/v1\ntime %d\n" % time + text
 
 
+class SigningKey(Protocol):
+    """Whatever signs under a name: a private key in this process, or one that another keeps."""
+
+    @property
+    def verifier(self) -> Verifier: ...
+
+    def sign(self, text: bytes, time: int | None = None) -> Signature:
+        """Sign the whole text of a note. A cosigner has to say the `time` (Unix seconds)."""
+
+
 class Signer:
     """A private key and the name it signs under. Its skey must not leave the machine; nothing here prints it."""
 
-    __slots__ = ("_key", "verifier")
+    __slots__ = ("_key", "_verifier")
 
     def __init__(self, name: str, seed: bytes, kind: bytes = ED25519) -> None:
         """`seed` is the 32 octets of RFC 8032 §5.1.5."""
         check_name(name)
         self._key = Ed25519PrivateKey.from_private_bytes(seed)
-        self.verifier = Verifier(name, kind, self._key.public_key().public_bytes_raw())
+        self._verifier = Verifier(name, kind, self._key.public_key().public_bytes_raw())
+
+    @property
+    def verifier(self) -> Verifier:
+        return self._verifier
 
     def __repr__(self) -> str:
         return f"Signer({self.verifier.vkey()})"
@@ -194,7 +208,7 @@ def check_text(text: str) -> None:
         raise FormatError("a note holds no control characters but newlines")
 
 
-def sign(text: str, signers: Iterable[Signer]) -> Note:
+def sign(text: str, signers: Iterable[SigningKey]) -> Note:
     """A note of `text` with one signature for each signer."""
     check_text(text)
     return Note(text, tuple(signer.sign(text.encode()) for signer in signers))

@@ -14,8 +14,9 @@ from fastapi import FastAPI
 
 from aimx.audit import events
 from aimx.audit.keys import Keys, PublicKeys, load_or_create
-from aimx.audit.log import FILE, Reader
+from aimx.audit.log import FILE
 from aimx.audit.sequencer import Sequencer
+from aimx.audit.sqlite import SqliteReader
 from aimx.config import Settings
 from aimx.identity import tokens
 from aimx.message.identifier import new_eid
@@ -194,7 +195,7 @@ async def world(folder: Path, tracer: Tracer | None = None) -> AsyncIterator[Wor
         heartbeat_every=3600,
     )
     await sequencer.start()
-    reader = Reader(folder / FILE)
+    reader = SqliteReader(folder / FILE)
     problems: list[str] = []
     context = SidecarContext(
         store=store,

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from aimx.audit import evidence, keys
-from aimx.audit.log import Log, LogError, NotCovered, Reader
+from aimx.audit.log import LogError, NotCovered
 from aimx.audit.sequencer import HIGH_WATER, Sequencer
+from aimx.audit.sqlite import SqliteLog, SqliteReader
 from aimx.store.contract import NotFound
 from aimx.telemetry.span import Span, Tracer
 from aimx.tlog import checkpoint
@@ -50,7 +51,7 @@ async def test_an_event_is_in_the_log_within_a_fifth_of_a_second_and_signed_with
         store.accept()
         await until(lambda: all(stored.index is not None for stored in store.rows))
         assert time.monotonic() - began < 0.5, "0.2 s are promised; the rest is for a busy test machine"
-        reader = Reader(tmp_path / "audit.db")
+        reader = SqliteReader(tmp_path / "audit.db")
         key = keys.load_public(tmp_path).log
         await until(lambda: checkpoint.open_signed(reader.checkpoint() or "", key).checkpoint.size == 3)
         assert sequencer.lag_ms == 0
@@ -63,7 +64,7 @@ async def test_the_first_leaf_says_whose_log_it_is(tmp_path: Path) -> None:
     store.accept()
     async with running(store, tmp_path):
         pass
-    reader = Reader(tmp_path / "audit.db")
+    reader = SqliteReader(tmp_path / "audit.db")
     first = json.loads(reader.entry(0) or b"")
     public = keys.load_public(tmp_path)
     assert (first["ev"], first["origin"]) == ("log.opened", "x.example/audit/2026h1")
@@ -104,7 +105,7 @@ async def test_killed_between_the_two_commits_it_finds_its_own_leaves_again(tmp_
         pass
     for _ in range(5):
         store.accept()
-    log = Log(tmp_path / "audit.db")
+    log = SqliteLog(tmp_path / "audit.db")
     log.append([(eid, leaf) for _, eid, leaf in await store.unsequenced(7)])
     log.close()
     async with running(store, tmp_path) as sequencer:
@@ -200,7 +201,7 @@ async def test_integration_and_signing_are_spans_linked_to_the_appends(tmp_path:
 
 async def test_anybody_can_check_a_messages_proof_offline_openings_included(tmp_path: Path) -> None:
     store = MemoryStore()
-    reader = Reader(tmp_path / "audit.db")
+    reader = SqliteReader(tmp_path / "audit.db")
     async with running(store, tmp_path) as sequencer:
         for _ in range(300):
             store.accept()

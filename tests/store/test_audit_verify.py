@@ -11,9 +11,9 @@ import pytest
 
 from aimx.audit import events, keys
 from aimx.audit.integrity import CHUNK
-from aimx.audit.log import Log, Reader
 from aimx.audit.report import Report
 from aimx.audit.sequencer import HIGH_WATER, Sequencer
+from aimx.audit.sqlite import SqliteLog, SqliteReader
 from aimx.audit.verify import verify
 from aimx.store.contract import SpanRef
 from aimx.tlog import tree
@@ -52,14 +52,14 @@ class Node:
 
     def rebuild(self, change: Callable[[list[tuple[str, bytes]]], list[tuple[str, bytes]]]) -> None:
         """Write the whole log again with other leaves, all hashes right; the signatures cannot be made again."""
-        reader = Reader(self.folder / "audit.db")
+        reader = SqliteReader(self.folder / "audit.db")
         size = reader.state().size
         leaves = change([(leaf.eid, leaf.entry) for leaf in reader.leaves(0, size)])
         signed, kept = reader.checkpoint(), reader.checkpoints()
         reader.close()
         for name in ("audit.db", "audit.db-wal", "audit.db-shm"):
             (self.folder / name).unlink(missing_ok=True)
-        log = Log(self.folder / "audit.db")
+        log = SqliteLog(self.folder / "audit.db")
         log.append(leaves)
         log._db.execute("UPDATE state SET signed = ?", (signed,))
         log._db.executemany("INSERT INTO checkpoint VALUES (?, ?, ?)", kept)
@@ -110,7 +110,7 @@ async def test_an_edited_leaf_is_named(node: Node) -> None:
 
 
 async def test_an_edited_leaf_with_its_hash_put_right_is_found_by_the_tree(node: Node) -> None:
-    reader = Reader(node.folder / "audit.db")
+    reader = SqliteReader(node.folder / "audit.db")
     entry = (reader.entry(17) or b"").replace(b'"n1"', b'"n2"')
     reader.close()
     node.tamper(f"UPDATE leaf SET entry = x'{entry.hex()}', hash = x'{tree.leaf_hash(entry).hex()}' WHERE idx = 17")
@@ -179,8 +179,8 @@ async def test_a_rewritten_log_without_any_signature_is_unsigned(node: Node) -> 
 
 async def test_a_forged_signature_is_found(node: Node) -> None:
     other = keys.load_or_create(node.folder / "other", "x.example", 1_780_000_000_000)
-    log = Log(node.folder / "audit.db")
-    log.sign(other.log, 0)
+    log = SqliteLog(node.folder / "audit.db")
+    log.sign([other.log], 0)
     log.close()
     assert "checkpoint-invalid" in kinds(await node.verify())
 

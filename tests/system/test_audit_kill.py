@@ -14,9 +14,9 @@ import pytest
 
 from aimx.audit import keys
 from aimx.audit.evidence import check, message_proof
-from aimx.audit.log import Reader
 from aimx.audit.report import Report
 from aimx.audit.sequencer import Sequencer
+from aimx.audit.sqlite import SqliteReader
 from aimx.audit.verify import verify
 from aimx.store.sqlite import SqliteStore
 
@@ -104,7 +104,7 @@ async def test_nothing_is_lost_or_doubled_by_kill_9(tmp_path: Path) -> None:
     assert report.words[:2] == ("CONSISTENT", "COMPLETE")
     assert report.events == report.leaves == report.size
     assert report.messages == report.contents == report.size - 1 >= len(told)
-    reader = Reader(tmp_path / "audit.db")
+    reader = SqliteReader(tmp_path / "audit.db")
     log = keys.load_public(tmp_path).log
     for eid in chance.sample(told, 5):
         assert check(await message_proof(store, reader, eid), log).checkpoint.size == report.size
