@@ -132,10 +132,9 @@ ATTACKS = {
     "event-differs": "UPDATE event SET leaf = CAST(replace(leaf, 'n1', 'n2') AS BLOB) WHERE seq = 4",
     "leaf-unexplained": "DELETE FROM event WHERE seq = 4",
     "message-missing": "DELETE FROM content WHERE message = 3; DELETE FROM message WHERE id = 3",
-    "message-unlogged": "INSERT INTO message SELECT 9999, '01JZ0000000000000000000009', t_ms, sender, agent,"
-    " recipients, delivered_to, '<x@y>', in_reply_to, subject, content_type, workflow, priority, origin_trace,"
-    " origin_span, trace_flags, tracestate, baggage, context_source, received_trace, received_span, depth,"
-    " loop_key, header_size, body_size FROM message WHERE id = 3",
+    "message-unlogged": "CREATE TEMP TABLE forged AS SELECT * FROM message WHERE id = 3;"
+    " UPDATE forged SET id = 9999, eid = '01JZ0000000000000000000009', message_id = '<x@y>';"
+    " INSERT INTO message SELECT * FROM forged",
 }
 
 
