@@ -8,7 +8,7 @@ import os
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
-from ipaddress import ip_address
+from ipaddress import IPv4Network, IPv6Network, ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -16,6 +16,8 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 KIB = 1024
 MIB = 1024 * KIB
+MX = "mx"
+"""The relay that goes to whom DNS names for a domain."""
 
 
 class SettingError(ValueError):
@@ -73,8 +75,10 @@ def _domain(value: str) -> str:
 Address = Annotated[Endpoint, BeforeValidator(_endpoint)]
 Seconds = Annotated[float, BeforeValidator(_duration), Field(gt=0, le=100 * 365 * 86400.0, allow_inf_nan=False)]
 """A duration in seconds; in text `500ms`, `30s`, `15m`, `4h`, `2d`."""
-GroupName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._+-]{0,63}$")]
+GROUP_NAME = r"^[a-z0-9][a-z0-9._+-]{0,63}$"
+GroupName = Annotated[str, Field(pattern=GROUP_NAME)]
 DomainName = Annotated[str, AfterValidator(_domain)]
+IpNetwork = IPv4Network | IPv6Network
 
 
 class _Section(BaseModel):
@@ -151,8 +155,16 @@ class Delivery(_Section):
     max_delay: Seconds = 900.0
     jitter: float = Field(0.2, ge=0, lt=1)
     deadline: Seconds = Field(2 * 86400.0, description="after which the sender gets a DSN")
+    warn_after: Seconds = Field(4 * 3600.0, description="after which the sender hears once that it still waits")
     lease: Seconds = 60.0
     concurrency: int = Field(16, ge=1)
+    outbound_concurrency: int = Field(200, ge=1, description="attempts in hand that leave the node")
+    destination_concurrency: int = Field(20, ge=1, description="attempts at one destination at a time, at the most")
+    breaker_failures: int = Field(
+        5, ge=1, description="of a destination, in a row, before it is left alone for a while"
+    )
+    breaker_delay: Seconds = Field(30.0, description="that while at first; it doubles up to breaker_max_delay")
+    breaker_max_delay: Seconds = 600.0
 
 
 class Audit(_Section):
@@ -174,7 +186,8 @@ class Trace(_Section):
 class Rule(_Section):
     """One `[[route]]`: every condition given must hold; the first rule that holds decides.
 
-    Patterns are shell globs (`*`, `?`, `[…]`), case-insensitive. `to` is `mailbox:NAME`, `pool:NAME` or `list:NAME`.
+    Patterns are shell globs (`*`, `?`, `[…]`), case-insensitive. `to` is `mailbox:NAME`, `pool:NAME`, `list:NAME`,
+    `relay:NAME` (a `[relay.NAME]`, a `[peer.NAME]`, or `mx`), `webhook:NAME` or `lmtp:NAME`.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="a span's name has it: no spaces")
@@ -186,7 +199,7 @@ class Rule(_Section):
     content_type: str | None = None
     larger_than: int | None = Field(None, ge=0)
     smaller_than: int | None = Field(None, ge=1)
-    to: str | None = Field(None, pattern=r"^(mailbox|pool|list):.+$")
+    to: str | None = Field(None, pattern=r"^(mailbox|pool|list|relay|webhook|lmtp):.+$")
     refuse: str | None = Field(None, max_length=200)
     priority: int | None = Field(None, ge=-9, le=9)
 
@@ -203,6 +216,86 @@ class Group(_Section):
     """The members of a pool or a list: agents' addresses or bare names of the default domain."""
 
     members: list[Annotated[str, Field(min_length=1)]] = Field(min_length=1)
+
+
+RelayTls = Literal["none", "may", "encrypt", "verify"]
+"""`none`: never; `may`: if it is offered, whoever's certificate it is; `encrypt`: or not at all; `verify`: and the
+certificate must be the host's."""
+
+
+class Smarthost(_Section):
+    """`[relay.NAME]`: a server that takes mail from us and carries it on."""
+
+    host: str = Field(min_length=1, max_length=255)
+    port: int = Field(587, ge=1, le=65535)
+    tls: RelayTls = "verify"
+    implicit_tls: bool = Field(False, description="TLS from the first octet on, as on port 465")
+    ca: Path | None = Field(None, description="PEM of the authority to believe; else the system's")
+    user: str | None = None
+    password_file: Path | None = Field(None, description="a file that holds the password on its first line")
+    domains: list[str] = Field(default_factory=list, description="patterns of the domains whose mail goes here unasked")
+
+    @model_validator(mode="after")
+    def _secrets_are_kept(self) -> "Smarthost":
+        if (self.user is None) != (self.password_file is None):
+            raise ValueError("user and password_file come together; give both or neither")
+        if self.user is not None and self.tls in ("none", "may"):
+            raise ValueError(f"a password does not go out under tls = {self.tls!r}; write encrypt or verify")
+        return self
+
+
+class Relay(_Section):
+    """Mail that leaves the node for domains it does not serve. `[relay.NAME]` are smarthosts."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    __pydantic_extra__: dict[str, Smarthost]
+
+    enabled: bool = Field(False, description="signed-in agents may write to domains that are not served here")
+    via: str = Field("mx", description="the [relay.NAME] that takes it, or `mx`: whom DNS names for the domain")
+    host_name: DomainName | None = Field(None, description="what the node calls itself in EHLO; else its first domain")
+    port: int = Field(25, ge=1, le=65535, description="of MX hosts")
+    tls: RelayTls = Field("may", description="towards MX hosts; MTA-STS may ask for more")
+    mta_sts: bool = Field(True, description="RFC 8461: honour the policies that domains publish")
+    ca: Path | None = Field(None, description="PEM of the authority to believe; else the system's")
+    nameservers: list[str] = Field(default_factory=list, description="ADDRESS or ADDRESS:PORT; else the system's")
+    allow_networks: list[IpNetwork] = Field(
+        default_factory=list, description="loopback and private networks that an MX may lie in; else none"
+    )
+    connections: int = Field(10, ge=1, description="kept to one host, at the most")
+    idle_timeout: Seconds = Field(30.0, description="how long a connection is kept for the next message")
+
+    @model_validator(mode="after")
+    def _names(self) -> "Relay":
+        for name in self.smarthosts:
+            if name == MX or not re.fullmatch(GROUP_NAME, name):
+                raise ValueError(f"{name!r} is no name for a relay; use a-z, 0-9 and . _ + -, and not {MX!r}")
+        return self
+
+    @property
+    def smarthosts(self) -> dict[str, Smarthost]:
+        return self.__pydantic_extra__ or {}
+
+
+class Peer(_Section):
+    """`[peer.NAME]`: another AIMX node. What it says of traces is believed, and we are believed there."""
+
+    domains: list[str] = Field(min_length=1, description="patterns of the domains it serves: their mail goes there")
+    ca: Path = Field(description="PEM of its local authority, or of its certificate itself: nothing else is believed")
+    host: str | None = Field(None, min_length=1, max_length=255, description="where it listens; none: it only sends")
+    port: int = Field(2526, ge=1, le=65535)
+
+
+class Webhook(_Section):
+    """`[webhook.NAME]`: a URL that messages are posted to."""
+
+    url: str = Field(pattern=r"^https?://\S+$")
+
+
+class Lmtp(_Section):
+    """`[lmtp.NAME]`: a mail store that speaks LMTP (RFC 2033)."""
+
+    host: str | None = Field(None, min_length=1, max_length=255)
+    port: int = Field(24, ge=1, le=65535)
 
 
 class Settings(_Section):
@@ -227,19 +320,28 @@ class Settings(_Section):
     routes: list[Rule] = Field(default_factory=list, alias="route")
     pools: dict[GroupName, Group] = Field(default_factory=dict, alias="pool")
     lists: dict[GroupName, Group] = Field(default_factory=dict, alias="list")
+    relay: Relay = Relay()
+    peers: dict[GroupName, Peer] = Field(default_factory=dict, alias="peer")
+    webhooks: dict[GroupName, Webhook] = Field(default_factory=dict, alias="webhook")
+    lmtps: dict[GroupName, Lmtp] = Field(default_factory=dict, alias="lmtp")
 
     @model_validator(mode="after")
     def _targets_exist(self) -> "Settings":
-        groups = {"pool": self.pools, "list": self.lists}
+        relays = {MX, *self.relay.smarthosts, *(name for name, peer in self.peers.items() if peer.host)}
+        groups = {"pool": self.pools, "list": self.lists, "relay": relays, "webhook": self.webhooks, "lmtp": self.lmtps}
         names = [rule.name for rule in self.routes]
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(f"two routes are called {name!r}; rename one, for traces and logs go by the name")
         for name in self.pools.keys() & self.lists.keys():
             raise ValueError(f"pool {name!r} and list {name!r} have one name; rename one, or its mail would be guessed")
+        for name in self.peers.keys() & {MX, *self.relay.smarthosts}:
+            raise ValueError(f"a relay and a peer are both called {name!r}; rename one, for rules go by the name")
+        if self.relay.via not in relays:
+            raise ValueError(f"relay.via names {self.relay.via!r}, which is not there; add [relay.{self.relay.via}]")
         for rule in self.routes:
             kind, _, name = (rule.to or "").partition(":")
-            if name not in groups.get(kind, name):
+            if name not in groups.get(kind, (name,)):
                 raise ValueError(
                     f"route {rule.name!r} goes to {kind} {name!r}, which is not there; add [{kind}.{name}]"
                 )

@@ -104,6 +104,18 @@ CATALOGUE: Mapping[str, EventKind] = {
         {"attempt": "number of the attempt that did it", "uid": "its UID there"},
         _RCPT | {"box": _MESSAGES["box"]},
     ),
+    **{
+        ev: EventKind(
+            doc,
+            {"attempt": "number of the attempt that did it", "via": by, "code": "what the other side answered"},
+            _RCPT | {"host": "who took it: a host's name"},
+        )
+        for ev, doc, by in (
+            ("message.relayed", "another server took a message over", "relay or peer by name, or `mx`"),
+            ("delivery.webhook", "a message was posted to a URL", "the webhook's name"),
+            ("delivery.lmtp", "a mail store took a message by LMTP", "the store's name"),
+        )
+    },
     "mailbox.accessed": EventKind(
         "somebody looked into a mailbox or at a raw message",
         {"via": "`imap`, `http` or `cli`", "admin": "true when not as its owner"},
@@ -417,6 +429,31 @@ def delivery_mailbox(
         key=key,
         fields={"attempt": attempt, "uid": uid},
         values={"rcpt": recipient, "box": _box(box)},
+        facts=facts,
+    )
+
+
+def departed(
+    ev: str,
+    stamp: Stamp,
+    *,
+    message: str,
+    key: bytes,
+    recipient: str,
+    via: str,
+    host: str,
+    code: int,
+    attempt: int,
+    facts: Mapping[str, Any] | None = None,
+) -> EventRow:
+    """A delivery that left the node: `message.relayed`, `delivery.webhook` or `delivery.lmtp`."""
+    return event(
+        ev,
+        stamp,
+        ref=message,
+        key=key,
+        fields={"attempt": attempt, "via": via, "code": code},
+        values={"rcpt": recipient, "host": host},
         facts=facts,
     )
 

@@ -1,10 +1,12 @@
 """What one attempt says of itself, whoever made it: the accepting commit or the queue. One event, one span's end."""
 
 import time
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from aimx.audit import events
-from aimx.store.contract import EventRow, Placed, SpanRef, Tried
+from aimx.delivery.transport import Delivered, Later, Never, Result
+from aimx.store.contract import Buffered, EventRow, Placed, SpanRef, Target, Tried
 from aimx.telemetry import metrics
 from aimx.telemetry.span import INTERNAL, Attributes, Span
 from aimx.tlog.leaf import new_key
@@ -13,6 +15,9 @@ from aimx.tlog.tree import leaf_hash
 DELIVERIES = metrics.counter("aimx.deliveries")
 DURATION = metrics.histogram("aimx.delivery.duration")
 ATTEMPTS = metrics.histogram("aimx.delivery.attempts")
+
+DEPARTED = {"relay": "message.relayed", "webhook": "delivery.webhook", "lmtp": "delivery.lmtp"}
+"""The event of a delivery that left the node, by transport."""
 
 
 class Attempt(NamedTuple):
@@ -44,31 +49,29 @@ def attributes(queue: str, number: int, waited_ms: int = 0) -> Attributes:
 
 
 def event(node: str, attempt: Attempt, outcome: Tried) -> EventRow:
-    """What the log says of the outcome."""
+    """What the log says of a mailbox's outcome."""
     target = outcome.target
-    t_ms = max(attempt.now_ms, time.time_ns() // 1_000_000)  # this runs inside the commit: the moment it happens
-    stamp = events.Stamp(node, t_ms, attempt.span, attempt.agent)
-    # A message erased while it waited has no key: its last events get one that nobody keeps with it.
-    key = attempt.key or new_key()
-    facts: dict[str, Any] = {
-        "recipient": target.address,
-        "original": target.original,
-        "queue": target.queue,
-        "attempt": attempt.number,
-        "waited_ms": t_ms - attempt.created_ms,
-    }
-    if isinstance(outcome, Placed):
-        return events.delivery_mailbox(
-            stamp,
-            message=attempt.eid,
-            key=key,
-            recipient=target.address,
-            box=(target.address, target.folder),
-            uid=outcome.uid,
-            attempt=attempt.number,
-            facts=facts | {"folder": target.folder, "uid": outcome.uid},
-        )
-    waits: dict[str, Any] = {"reason": outcome.reason, "next_ms": attempt.next_ms}
+    if isinstance(outcome, Buffered):
+        return deferred(node, attempt, target, outcome.reason)
+    stamp, key, facts = _said(node, attempt, target)
+    return events.delivery_mailbox(
+        stamp,
+        message=attempt.eid,
+        key=key,
+        recipient=target.address,
+        box=(target.address, target.folder),
+        uid=outcome.uid,
+        attempt=attempt.number,
+        facts=facts | {"folder": target.folder, "uid": outcome.uid},
+    )
+
+
+def deferred(
+    node: str, attempt: Attempt, target: Target, reason: str, answer: Mapping[str, Any] | None = None
+) -> EventRow:
+    """`message.deferred`; `answer` are the facts of what the other side said."""
+    stamp, key, facts = _said(node, attempt, target)
+    waits: dict[str, Any] = {"reason": reason, "next_ms": attempt.next_ms, **(answer or {})}
     if attempt.next_ms is not None:
         waits["delay_ms"] = attempt.next_ms - attempt.now_ms
     return events.message_deferred(
@@ -76,11 +79,48 @@ def event(node: str, attempt: Attempt, outcome: Tried) -> EventRow:
         message=attempt.eid,
         key=key,
         recipient=target.address,
-        why=outcome.reason,
+        why=reason,
         attempt=attempt.number,
         next_ms=attempt.next_ms,
         facts=facts | waits,
     )
+
+
+def departed(node: str, attempt: Attempt, target: Target, result: Delivered) -> EventRow:
+    """`message.relayed`, `delivery.webhook` or `delivery.lmtp`."""
+    stamp, key, facts = _said(node, attempt, target)
+    return events.departed(
+        DEPARTED[target.transport],
+        stamp,
+        message=attempt.eid,
+        key=key,
+        recipient=target.address,
+        via=str(target.options.get("via", "")),
+        host=result.host,
+        code=result.code,
+        attempt=attempt.number,
+        facts=facts | answered(result) | {"via": target.options.get("via", "")},
+    )
+
+
+def answered(result: Result) -> dict[str, Any]:
+    """What the other side said, for the timeline."""
+    said = result.text if isinstance(result, Delivered) else result.said or result.text
+    return {name: value for name, value in (("host", result.host), ("code", result.code), ("said", said)) if value}
+
+
+def _said(node: str, attempt: Attempt, target: Target) -> tuple[events.Stamp, bytes, dict[str, Any]]:
+    """Stamp, key and facts that every event of an attempt has."""
+    t_ms = max(attempt.now_ms, time.time_ns() // 1_000_000)  # this runs inside the commit: the moment it happens
+    facts: dict[str, Any] = {
+        "recipient": target.address,
+        "original": target.original,
+        "queue": target.queue,
+        "attempt": attempt.number,
+        "waited_ms": t_ms - attempt.created_ms,
+    }
+    # A message erased while it waited has no key: its last events get one that nobody keeps with it.
+    return events.Stamp(node, t_ms, attempt.span, attempt.agent), attempt.key or new_key(), facts
 
 
 def leaf_prefix(leaf: bytes) -> str:
@@ -89,26 +129,43 @@ def leaf_prefix(leaf: bytes) -> str:
 
 
 def end(span: Span, attempt: Attempt, outcome: Tried, leaf: bytes) -> None:
-    """Close the `deliver` span of the attempt, with the spans of the commit under it. `leaf`: of its event."""
-    now_ns = time.time_ns()
-    transport = outcome.target.transport
+    """Close the `deliver` span of a mailbox's attempt, with the spans of the commit under it. `leaf`: of its event."""
     if isinstance(outcome, Placed):
-        audited, said = "delivery.mailbox", "delivered"
+        if span.recorded:
+            where: Attributes = {"aimx.mailbox.uid": outcome.uid}
+            span.child("mailbox append", INTERNAL, attributes=where, start_ns=span.start_ns).end()
+        _finish(span, attempt, outcome.target.transport, "delivered", "delivery.mailbox", leaf)
+    else:
+        span.error(outcome.reason)
+        _finish(span, attempt, outcome.target.transport, "deferred", "message.deferred", leaf)
+
+
+def finish(span: Span, attempt: Attempt, target: Target, result: Result, row: EventRow | None) -> None:
+    """The same where it left the node. `row`: the event; None where the queue is to give up."""
+    match result:
+        case Delivered():
+            said = "delivered"
+        case Later():
+            said = "deferred"
+            span.error(result.reason)
+        case Never():
+            said = "failed"
+            span.error(result.reason)
+    ev, leaf = (row.ev, row.leaf) if row is not None else ("", b"")
+    _finish(span, attempt, target.transport, said, ev, leaf)
+
+
+def _finish(span: Span, attempt: Attempt, transport: str, said: str, audited: str, leaf: bytes) -> None:
+    now_ns = time.time_ns()
+    if said == "delivered":
         DURATION.labels(transport).record(max(0, now_ns // 1_000_000 - attempt.created_ms) / 1000)
         ATTEMPTS.labels(transport).record(attempt.number)
-    else:
-        audited, said = "message.deferred", "deferred"
-        span.error(outcome.reason)
-        if attempt.next_ms is not None:
-            span.event(
-                "retry.scheduled", {"delay": (attempt.next_ms - attempt.now_ms) / 1000, "next_at": attempt.next_ms}
-            )
+    elif said == "deferred" and attempt.next_ms is not None:
+        delay = (attempt.next_ms - attempt.now_ms) / 1000
+        span.event("retry.scheduled", {"delay": delay, "next_at": attempt.next_ms})
     span.set("aimx.outcome", said)
     DELIVERIES.labels(transport, said, span.error_type or "").add()
-    if span.recorded:
-        if isinstance(outcome, Placed):
-            where: Attributes = {"aimx.mailbox.uid": outcome.uid}
-            span.child("mailbox append", INTERNAL, attributes=where, start_ns=span.start_ns).end(now_ns)
+    if span.recorded and leaf:
         told: Attributes = {"aimx.audit.event": audited, "aimx.audit.leaf": leaf_prefix(leaf)}
         span.child("audit append", INTERNAL, attributes=told, start_ns=span.start_ns).end(now_ns)
     span.end(now_ns)

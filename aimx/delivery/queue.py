@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping
 
 from aimx.config import Settings
 from aimx.delivery import attempt
+from aimx.delivery.destination import Destinations
 from aimx.delivery.retry import Backoff
 from aimx.delivery.transport import Later, Never, Result, Transport
 from aimx.store.contract import Due, NotFound, Store, Unavailable, worker_name
@@ -43,21 +44,28 @@ class Queue:
         transports: Mapping[str, Transport],
         tracer: Tracer,
         bounce: Bounce,
+        destinations: Destinations | None = None,
     ) -> None:
+        """`destinations`: shared with the transports that leave the node."""
         self._store = store
         self._transports = transports
         self._tracer = tracer
         self._bounce = bounce
+        self._destinations = destinations or Destinations(settings.delivery)
         self._backoff = Backoff.of(settings.delivery)
         self._owner = worker_name(settings.node, 0)
         self._lease_ms = int(settings.delivery.lease * 1000)
         self._max_idle_ms = int(settings.trace.max_idle * 1000)
         self._slots = settings.delivery.concurrency
+        self._outbound_slots = settings.delivery.outbound_concurrency
         self._wake = asyncio.Event()
         self._stopping = False
         self._unsubscribe: Callable[[], None] | None = None
         self._task: asyncio.Task[None] | None = None
         self._working: set[asyncio.Task[None]] = set()
+        """Attempts at mailboxes: short, and the store's work."""
+        self._outbound: set[asyncio.Task[None]] = set()
+        """Attempts that leave the node, which are mostly waiting."""
 
     def start(self) -> None:
         self._unsubscribe = self._store.subscribe("queue", self._wake.set)
@@ -71,8 +79,11 @@ class Queue:
             self._unsubscribe()
         if self._task is not None:
             await self._task
-        if self._working:
-            await asyncio.wait(self._working, timeout=grace)
+        if working := self._working | self._outbound:
+            _, late = await asyncio.wait(working, timeout=grace)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
 
     async def _run(self) -> None:
         while not self._stopping:
@@ -100,22 +111,33 @@ class Queue:
 
         No more is taken than can be begun at once: what waits here would hold up what is more urgent.
         """
-        free = self._slots - len(self._working)
+        free = min(self._slots - len(self._working), self._outbound_slots - len(self._outbound))
         if free < max(1, self._slots // 2):
             return None  # an attempt that ends will wake us
-        due_ms = await self._store.next_due()
+        closed = self._destinations.closed()
+        due_ms = await self._store.next_due(closed)
         now_ms = time.time_ns() // 1_000_000
         if due_ms is None or due_ms > now_ms:
-            return due_ms
-        found = await self._store.claim(now_ms, free, self._owner, self._lease_ms, self._backoff.delay_ms)
+            return self._or_probe(due_ms, now_ms)
+        found = await self._store.claim(now_ms, free, self._owner, self._lease_ms, self._backoff.delay_ms, closed)
         for due in found:
+            tasks = self._working if due.target.transport == "mailbox" else self._outbound
             task = asyncio.create_task(self._attempt(due))
-            self._working.add(task)
+            tasks.add(task)
             task.add_done_callback(self._done)
         return now_ms if found else now_ms + int(AFTER_NOTHING * 1000)
 
+    def _or_probe(self, due_ms: int | None, now_ms: int) -> int | None:
+        """What was left out because its circuit is open comes in again when that lets a probe through."""
+        seconds = self._destinations.next_change()
+        if seconds is None:
+            return due_ms
+        probe_ms = now_ms + int(seconds * 1000) + 1
+        return probe_ms if due_ms is None else min(due_ms, probe_ms)
+
     def _done(self, task: asyncio.Task[None]) -> None:
         self._working.discard(task)
+        self._outbound.discard(task)
         self._wake.set()
 
     async def _attempt(self, due: Due) -> None:

@@ -12,6 +12,7 @@ from aimx.intake.envelope import Octets
 from aimx.intake.plan import Terms, first
 from aimx.message import dsn, identifier
 from aimx.message.header import HeaderBlock
+from aimx.routing.table import Landing
 from aimx.store.contract import Due, EventRow, NewMessage, SpanRef, Store
 from aimx.telemetry import metrics
 from aimx.telemetry.context import Source, write
@@ -109,7 +110,7 @@ class Bouncer:
             backoff=self._backoff,
             by=self._domain,
         )
-        firsts = {due.sender: first(due.sender, due.sender, "mailbox", span, terms)}
+        firsts = [first(Landing(due.sender, (), "mailbox"), due.sender, span, terms)]
         await commit(self._store, self._settings.node, message, firsts, event, span, Settled(due.id, bounced))
         ACCEPTED.add()
 

@@ -54,15 +54,15 @@ async def commit(
     store: Store,
     node: str,
     message: NewMessage,
-    firsts: Mapping[str, First],
+    firsts: Sequence[First],
     accepted: EventRow,
     span: Span,
     settled: Settled | None = None,
 ) -> None:
     """Durable when it returns. Raises what the store raises; then nothing was written."""
     began_ns = time.time_ns()
-    attempts = {
-        address: Attempt(
+    attempts = [
+        Attempt(
             eid=message.eid,
             key=accepted.key,
             agent=message.agent,
@@ -72,33 +72,29 @@ async def commit(
             next_ms=first.target.next_ms,
             span=first.target.attempt,
         )
-        for address, first in firsts.items()
-    }
+        for first in firsts
+    ]
 
-    made: dict[str, EventRow] = {}
+    made: list[EventRow | None] = []
 
     def witness(outcomes: Sequence[Outcome]) -> list[EventRow]:
-        made.clear()
-        for found in outcomes:
-            if not isinstance(found, Queued):
-                made[found.target.address] = event(node, attempts[found.target.address], found)
-        settling = [] if settled is None else [settled.event]
-        return [*settling, accepted, *made.values()]
+        made[:] = [
+            None if isinstance(found, Queued) else event(node, attempt, found)
+            for attempt, found in zip(attempts, outcomes, strict=True)
+        ]
+        rows = [accepted, *(row for row in made if row is not None)]
+        return rows if settled is None else [settled.event, *rows]
 
     try:
-        targets = [first.target for first in firsts.values()]
+        targets = [first.target for first in firsts]
         outcomes = await store.accept(message, targets, witness, None if settled is None else settled.delivery)
     except BaseException:
         _appended(span, accepted, began_ns, "unavailable")
         raise
     _appended(span, accepted, began_ns)
     try:
-        for outcome in outcomes:
-            address = outcome.target.address
-            if isinstance(outcome, Queued):
-                firsts[address].wait()
-            else:
-                firsts[address].end(attempts[address], outcome, made[address].leaf)
+        for first, attempt, outcome, row in zip(firsts, attempts, outcomes, made, strict=True):
+            first.end(attempt, outcome, None if row is None else row.leaf)
     except Exception:  # it is durable: whatever fails now must not make it a refusal
         log.exception("spans of an accepted message are missing", extra={"eid": message.eid, "context": span.context})
 

@@ -86,15 +86,16 @@ class Intake:
     async def check_recipient(self, agent: str, recipient: str) -> Reply | None:
         """At RCPT: None when `agent` may send to `recipient`, else the refusal."""
         table = self.table
-        if not table.serves(recipient):
-            return Reply(550, "5.7.1", f"<{recipient}> is not served here and this node relays for nobody")
+        serves = table.serves(recipient)
         try:
-            takes = _takes_mail(await self._directory.agent(recipient))
+            takes = serves and _takes_mail(await self._directory.agent(recipient))
         except Unavailable:
             return TRY_LATER
-        if not table.may_reach(recipient, lambda address: takes and address == recipient):
-            return Reply(550, "5.1.1", f"there is no agent, pool or list <{recipient}>")
-        return None
+        if table.may_reach(recipient, lambda address: takes and address == recipient):
+            return None
+        if not serves:
+            return Reply(550, "5.7.1", f"<{recipient}> is not served here, and its mail is not relayed")
+        return Reply(550, "5.1.1", f"there is no agent, pool or list <{recipient}>")
 
     async def accept(self, envelope: Envelope) -> Reply:
         """One mail transaction, from the final dot to the reply. Never raises for what the message is."""

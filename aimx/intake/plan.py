@@ -1,12 +1,12 @@
-"""From routes to the first attempts: the hops, their spans and headers, and a target for every final mailbox."""
+"""From routes to the first attempts: the hops, their spans and headers, and a target for every final recipient."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from aimx.delivery import attempt
 from aimx.delivery.retry import Backoff
 from aimx.routing.table import Landing, Route, Step
-from aimx.store.contract import Placed, SpanRef, Target, Tried
+from aimx.store.contract import Outcome, Placed, Queued, SpanRef, Target
 from aimx.telemetry.context import Context, Hop
 from aimx.telemetry.span import CONSUMER, INTERNAL, PRODUCER, Attributes, Span
 
@@ -16,18 +16,20 @@ MAX_FACTS = 50
 
 @dataclass(slots=True)
 class First:
-    """The attempt that the accepting commit makes, and the spans of either outcome."""
+    """What the accepting commit makes of one target, and the spans of either outcome."""
 
     target: Target
     enqueue: Span
-    deliver: Span
+    deliver: Span | None
+    """Of the attempt that the commit makes; None where it leaves the node, for then the queue makes the first."""
 
-    def wait(self) -> None:
-        """Enqueued: the queue will make attempt 1."""
-        self.enqueue.end()
-
-    def end(self, message: attempt.Attempt, outcome: Tried, leaf: bytes) -> None:
+    def end(self, message: attempt.Attempt, outcome: Outcome, leaf: bytes | None) -> None:
         """Delivered at once: under the route. Buffered: enqueued, with this as its failed first attempt."""
+        if isinstance(outcome, Queued):
+            self.enqueue.end()
+            return
+        assert self.deliver is not None, "an attempt was made"
+        assert leaf is not None, "and is in the log"
         if not isinstance(outcome, Placed):
             self.enqueue.set("aimx.queue.reason", outcome.reason)
             self.enqueue.end()
@@ -37,8 +39,8 @@ class First:
 
 @dataclass(slots=True)
 class Plan:
-    firsts: dict[str, First]
-    """By final address."""
+    firsts: list[First]
+    """One for each final recipient and way to it."""
     hops: list[Hop]
     """One for each different step, oldest first."""
 
@@ -57,43 +59,56 @@ class Terms:
     """The loop guard's."""
     hops_before: int = 0
     """Of peers, which the message has behind it."""
+    options: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """By envelope recipient: what it was given with (RFC 3461)."""
 
 
 def plan(routes: Sequence[Route], parent: Span, terms: Terms) -> Plan:
     """Route spans are made and ended here; those of the attempts end with their outcome."""
     spans: dict[tuple[Step, ...], Span] = {}
-    made = Plan({}, [])
+    made = Plan([], [])
+    seen: set[tuple[str, str]] = set()
     for route in routes:
         for landing in route.landings:
             priority = route.priority or 0
             hop = _hop(landing, parent, spans, made.hops, terms, priority)
-            if landing.address not in made.firsts:
-                made.firsts[landing.address] = first(
-                    landing.address, route.recipient, landing.queue, hop, terms, priority
-                )
+            if (landing.address, landing.transport) not in seen:
+                seen.add((landing.address, landing.transport))
+                made.firsts.append(first(landing, route.recipient, hop, terms, priority))
     for span in spans.values():
         span.set("aimx.hop.count", terms.hops_before + len(made.hops))
         span.end()
     return made
 
 
-def first(address: str, original: str, queue: str, parent: Span, terms: Terms, priority: int = 0) -> First:
-    """The first attempt at one mailbox."""
+def first(landing: Landing, original: str, parent: Span, terms: Terms, priority: int = 0) -> First:
+    """The way to one final recipient; `original` is the envelope's that led to it."""
+    queue = landing.queue
     enqueue = parent.child(f"enqueue {queue}", PRODUCER, attributes={"messaging.destination.name": queue})
-    deliver = parent.child(
-        "deliver mailbox", CONSUMER, links=(terms.creation,), attributes=attempt.attributes(queue, 1)
-    )
+    waiting = SpanRef(enqueue.trace_id, enqueue.span_id)
+    deliver = None
+    if landing.transport == "mailbox":
+        deliver = parent.child(
+            "deliver mailbox", CONSUMER, links=(terms.creation,), attributes=attempt.attributes(queue, 1)
+        )
     target = Target(
-        address=address,
+        address=landing.address,
         original=original,
-        span=SpanRef(enqueue.trace_id, enqueue.span_id),
-        attempt=SpanRef(deliver.trace_id, deliver.span_id),
+        span=waiting,
+        attempt=waiting if deliver is None else SpanRef(deliver.trace_id, deliver.span_id),
         queue=queue,
+        transport=landing.transport,
         priority=priority,
-        next_ms=terms.now_ms + terms.backoff.delay_ms(1),
+        next_ms=terms.now_ms + (terms.backoff.delay_ms(1) if deliver is not None else 0),
         deadline_ms=terms.deadline_ms,
+        destination=landing.destination,
+        options=_options(landing, terms.options.get(original, {})),
     )
     return First(target, enqueue, deliver)
+
+
+def _options(landing: Landing, given: Mapping[str, str]) -> dict[str, str]:
+    return {"via": landing.via, **given} if landing.via else dict(given)
 
 
 def _hop(
@@ -118,7 +133,7 @@ def _hop(
                 "aimx.hop.index": len(path),
                 "aimx.loop.verdict": terms.verdict,
             }
-            if step.decision in ("pool", "list"):
+            if step.decision not in ("mailbox", "refuse"):
                 attributes["messaging.destination.name"] = step.target
             known = spans[path] = parent.child(f"route {step.rule}", INTERNAL, attributes=attributes)
             hops.append(Hop(terms.hops_before + len(hops) + 1, known.context, terms.by, step.rule))

@@ -3,6 +3,9 @@
 The first rule that holds and has `to` or `refuse` decides; one that only has `priority` sets it and the search goes on.
 With no such rule the recipient itself decides. A pool or list may name another one; the chain is followed at most
 `MAX_HOPS` deep and never twice through the same name.
+
+Mail for a domain that is not served here leaves the node: to the peer or smarthost that names the domain, else to the
+default relay where `[relay]` is enabled, else not at all.
 """
 
 import hashlib
@@ -10,13 +13,14 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from aimx.config import Rule, Settings
+from aimx.config import MX, Rule, Settings
 from aimx.message.header import HeaderBlock
 from aimx.routing.pattern import matches
 
 MAX_HOPS = 8
 
-DecisionKind = Literal["mailbox", "pool", "list", "refuse"]
+DecisionKind = Literal["mailbox", "pool", "list", "relay", "webhook", "lmtp", "refuse"]
+TransportName = Literal["mailbox", "relay", "webhook", "lmtp"]
 IsAgent = Callable[[str], bool]
 """Whether an address is an agent that takes mail (exists and is not disabled)."""
 
@@ -53,17 +57,28 @@ class Step:
     """The rule's name, or `recipient` where the recipient itself decided."""
     decision: DecisionKind
     target: str
-    """Address of a mailbox, name of a pool or list, text of a refusal."""
+    """Address of a mailbox; name of a pool, list, relay, webhook or LMTP store; text of a refusal."""
 
 
 @dataclass(frozen=True, slots=True)
 class Landing:
-    """One final mailbox and the hops that led to it."""
+    """One final recipient and the hops that led to it."""
 
     address: str
     steps: tuple[Step, ...]
     queue: str
-    """`mailbox`, or the name of the last pool or list passed."""
+    """The name of the last pool or list passed; else `mailbox`, or the name of what it leaves the node by."""
+    transport: TransportName = "mailbox"
+    via: str = ""
+    """Name of the relay, webhook or LMTP store; empty for mailboxes."""
+
+    @property
+    def destination(self) -> str:
+        """What the queue limits and breaks by: a domain where DNS decides, else what it leaves the node by."""
+        if self.transport == "mailbox":
+            return ""
+        domain = self.address.rpartition("@")[2]
+        return domain if self.transport == "relay" and self.via == MX else f"{self.transport}:{self.via}"
 
 
 @dataclass(slots=True)
@@ -90,16 +105,29 @@ class RoutingTable:
         self._lists = {name: self._members(group.members) for name, group in settings.lists.items()}
         mailboxes = {self._target(rule).target for rule in self._rules if (rule.to or "").startswith("mailbox:")}
         self._named = mailboxes.union(*self._pools.values(), *self._lists.values())
+        outward = [(name, peer.domains) for name, peer in settings.peers.items() if peer.host]
+        outward += [(name, smarthost.domains) for name, smarthost in settings.relay.smarthosts.items()]
+        self._outward = [(pattern, name) for name, patterns in outward for pattern in patterns]
+        self._default_relay = settings.relay.via if settings.relay.enabled else None
 
     def serves(self, address: str) -> bool:
         """Whether the address lies in a served domain."""
         return address.rpartition("@")[2] in self._domains
 
+    def relay(self, address: str) -> Step | None:
+        """How mail for an address of a domain not served here leaves the node; None: it does not."""
+        domain = address.rpartition("@")[2]
+        if not domain or domain in self._domains:
+            return None
+        named = next((name for pattern, name in self._outward if matches(pattern, domain)), self._default_relay)
+        return None if named is None else Step("recipient", "relay", named)
+
     def may_reach(self, address: str, is_agent: IsAgent) -> bool:
-        """What RCPT can know: the address is an agent, a pool or a list, or a rule names it by its `recipient`."""
+        """What RCPT can know: somebody or something takes the address's mail, or a rule names its `recipient`."""
         return (
             is_agent(address)
             or self._group(address) is not None
+            or self.relay(address) is not None
             or any(rule.recipient is not None and matches(rule.recipient, address) for rule in self._rules)
         )
 
@@ -138,15 +166,19 @@ class RoutingTable:
 
     def _target(self, rule: Rule) -> Step:
         kind, _, name = (rule.to or "").partition(":")
-        if kind == "pool":
-            return Step(rule.name, "pool", name)
-        if kind == "list":
-            return Step(rule.name, "list", name)
-        return Step(rule.name, "mailbox", self._address(name))
+        match kind:
+            case "pool" | "list" | "relay" | "webhook" | "lmtp":
+                return Step(rule.name, kind, name)
+            case _:
+                return Step(rule.name, "mailbox", self._address(name))
 
     def _own(self, address: str, is_agent: IsAgent) -> Step | None:
         """The step the recipient itself asks for. An agent comes before a pool or list of the same name."""
-        return Step("recipient", "mailbox", address) if is_agent(address) else self._group(address)
+        return Step("recipient", "mailbox", address) if is_agent(address) else self._other(address)
+
+    def _other(self, address: str) -> Step | None:
+        """What takes mail for an address that is no agent."""
+        return self._group(address) or self.relay(address)
 
     def _group(self, address: str) -> Step | None:
         name, _, domain = address.partition("@")
@@ -165,11 +197,17 @@ class RoutingTable:
         is_agent: IsAgent,
         found: list[Landing],
         seen: set[str],
+        address: str | None = None,
     ) -> bool:
-        """Whether the step leads to a mailbox, be it one that was found before. `seen`: addresses and groups."""
+        """Whether the step leads to a recipient, be it one that was found before. `seen`: addresses and groups."""
         steps = (*behind, step)
-        if step.decision == "mailbox":
-            return is_agent(step.target) and _land(step.target, steps, found, seen)
+        match step.decision:
+            case "mailbox":
+                return is_agent(step.target) and _land(step.target, steps, found, seen)
+            case "relay" | "webhook" | "lmtp":
+                return _land(facts.recipient if address is None else address, steps, found, seen)
+            case _:
+                pass
         name = f"{step.decision}:{step.target}"
         if name in seen or len(steps) > MAX_HOPS:
             return False
@@ -192,8 +230,8 @@ class RoutingTable:
         """One member of a pool or list: an agent ends the chain, another group goes on with it."""
         if is_agent(member):
             return _land(member, steps, found, seen)
-        step = self._group(member)
-        return step is not None and self._follow(step, steps, facts, is_agent, found, seen)
+        step = self._other(member)
+        return step is not None and self._follow(step, steps, facts, is_agent, found, seen, member)
 
     def _members(self, members: list[str]) -> tuple[str, ...]:
         return tuple(dict.fromkeys(self._address(member) for member in members))
@@ -214,7 +252,8 @@ def explain(table: RoutingTable, facts: Facts, is_agent: IsAgent) -> tuple[Route
         lines.append(f"  refused by {route.refusal.rule}: {route.refusal.target}")
     for landing in route.landings:
         path = " → ".join(f"{step.decision} {step.target}" for step in landing.steps)
-        tail = "" if landing.steps[-1].target == landing.address else f" → mailbox {landing.address}"
+        last = landing.steps[-1].target
+        tail = "" if last == landing.address or landing.transport != "mailbox" else f" → mailbox {landing.address}"
         lines.append(f"  by {landing.steps[0].rule}: {path}{tail}")
         if facts.workflow is None and any(step.decision == "pool" for step in landing.steps):
             lines.append("  (an example: without X-Workflow-ID each message may meet another member of the pool)")
@@ -226,7 +265,11 @@ def explain(table: RoutingTable, facts: Facts, is_agent: IsAgent) -> tuple[Route
 def _land(address: str, steps: tuple[Step, ...], found: list[Landing], seen: set[str]) -> bool:
     if address not in seen:
         seen.add(address)
-        found.append(Landing(address, steps, _queue(steps)))
+        last = steps[-1]
+        if last.decision in ("relay", "webhook", "lmtp"):
+            found.append(Landing(address, steps, _queue(steps), last.decision, last.target))
+        else:
+            found.append(Landing(address, steps, _queue(steps)))
     return True
 
 
@@ -271,7 +314,9 @@ def _ranked(members: tuple[str, ...], key: str) -> list[str]:
 
 def _queue(steps: tuple[Step, ...]) -> str:
     groups = [step.target for step in steps if step.decision in ("pool", "list")]
-    return groups[-1] if groups else "mailbox"
+    if groups:
+        return groups[-1]
+    return steps[-1].target if steps[-1].decision in ("relay", "webhook", "lmtp") else "mailbox"
 
 
 def _nobody(recipient: str, first: Step | None) -> Step:

@@ -14,7 +14,7 @@ State, and who may do what in it:
 | rcpt | an accepted RCPT | the same, and DATA |
 | data | DATA | the message, then back to signed in |
 
-Submission policy: an agent sends as itself only (`identity.sender`), to domains served here only, so nobody relays.
+Submission policy: an agent sends as itself only (`identity.sender`), and to whom intake knows a way.
 """
 
 import logging
@@ -487,8 +487,6 @@ class Session:
         refusal: Reply | None
         if len(transaction.recipients) >= self._door.settings.max_recipients:
             refusal = Reply(452, "4.5.3", "too many recipients")  # RFC 5321 §4.5.3.1.10
-        elif path.domain not in self._door.domains:
-            refusal = Reply(550, "5.7.1", "relaying denied")
         else:
             assert self._agent is not None
             refusal = await self._door.intake.check_recipient(self._agent.address, path.address)

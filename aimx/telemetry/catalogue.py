@@ -95,7 +95,7 @@ SPANS: tuple[SpanSpec, ...] = (
             "messaging.destination.name",
         ),
         (),
-        "One routing decision: mailbox, pool member, list members, refuse.",
+        "One routing decision: mailbox, pool member, list members, relay, webhook, lmtp, refuse.",
     ),
     SpanSpec(
         "audit append",
@@ -120,7 +120,14 @@ SPANS: tuple[SpanSpec, ...] = (
         CONSUMER,
         "enqueue; or route, when delivered at once",
         "creation context, previous attempt",
-        (*_MESSAGING, "aimx.delivery.attempt", "aimx.queue.wait", "aimx.outcome", "aimx.trace.rollover"),
+        (
+            *_MESSAGING,
+            "aimx.delivery.attempt",
+            "aimx.queue.wait",
+            "aimx.outcome",
+            "aimx.trace.rollover",
+            "aimx.destination.circuit",
+        ),
         ("retry.scheduled",),
         "One attempt. Failed: status ERROR, and `retry.scheduled` says the delay and the next attempt.",
     ),
@@ -297,6 +304,10 @@ METRICS: tuple[MetricSpec, ...] = (
     _histogram("aimx.delivery.duration", "s", ("transport",), "From acceptance to the mailbox or peer.", _DELIVERY),
     _histogram("aimx.delivery.attempts", "{attempt}", ("transport",), "Attempts a finished delivery took.", _STEPS),
     _counter("aimx.bounces", "{message}", ("reason",), "DSNs sent."),
+    _counter(
+        "aimx.destination.circuit.opened", "{time}", ("transport",), "A destination failed and is left alone a while."
+    ),
+    _gauge("aimx.destination.circuits", "{destination}", ("state",), "Destinations that are left alone or probed."),
     _gauge("aimx.queue.depth", "{delivery}", ("transport",), "Deliveries waiting."),
     _gauge("aimx.queue.oldest_age", "s", (), "How long the oldest waiting delivery has been due."),
     _gauge("aimx.smtp.sessions", "{session}", (), "Open SMTP sessions."),
