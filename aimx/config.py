@@ -256,6 +256,7 @@ class Relay(_Section):
     port: int = Field(25, ge=1, le=65535, description="of MX hosts")
     tls: RelayTls = Field("may", description="towards MX hosts; MTA-STS may ask for more")
     mta_sts: bool = Field(True, description="RFC 8461: honour the policies that domains publish")
+    trace_headers: bool = Field(True, description="traceparent and tracestate go out with the mail")
     ca: Path | None = Field(None, description="PEM of the authority to believe; else the system's")
     nameservers: list[str] = Field(default_factory=list, description="ADDRESS or ADDRESS:PORT; else the system's")
     allow_networks: list[IpNetwork] = Field(

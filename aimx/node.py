@@ -32,8 +32,12 @@ from aimx.audit.log import LogError
 from aimx.audit.place import open_reader
 from aimx.audit.sequencer import Sequencer
 from aimx.config import Endpoint, SettingError, Settings
+from aimx.delivery.destination import Destinations
 from aimx.delivery.mailbox import MailboxTransport
+from aimx.delivery.outbound import Outbound
+from aimx.delivery.outbound import close as close_carriers
 from aimx.delivery.queue import Queue
+from aimx.delivery.transport import Carrier, Transport
 from aimx.identity import tokens
 from aimx.identity.agents import Directory
 from aimx.identity.certificate import Certificates
@@ -182,8 +186,22 @@ class Node:
             outbox_age=lambda: sequencer.lag_ms / 1000,
         )
         self._stack.push_async_callback(intake.record_turned_away)
-        mailbox = MailboxTransport(store, settings.node)
-        queue = Queue(settings, store, {mailbox.name: mailbox}, tracer, Bouncer(settings, store, directory, secret))
+        destinations = Destinations(settings.delivery)
+        metrics.observe("aimx.destination.circuits", destinations.circuits)
+        carriers: list[Carrier] = []
+        transports: list[Transport] = [
+            MailboxTransport(store, settings.node),
+            *(Outbound(each, store, settings.node, destinations, settings.delivery) for each in carriers),
+        ]
+        self._stack.push_async_callback(close_carriers, carriers)
+        queue = Queue(
+            settings,
+            store,
+            {each.name: each for each in transports},
+            tracer,
+            Bouncer(settings, store, directory, secret),
+            destinations,
+        )
         queue.start()
         self._stack.push_async_callback(queue.stop)
 

@@ -433,29 +433,29 @@ def delivery_mailbox(
     )
 
 
-def departed(
-    ev: str,
-    stamp: Stamp,
-    *,
-    message: str,
-    key: bytes,
-    recipient: str,
-    via: str,
-    host: str,
-    code: int,
-    attempt: int,
-    facts: Mapping[str, Any] | None = None,
-) -> EventRow:
-    """A delivery that left the node: `message.relayed`, `delivery.webhook` or `delivery.lmtp`."""
-    return event(
-        ev,
-        stamp,
-        ref=message,
-        key=key,
-        fields={"attempt": attempt, "via": via, "code": code},
-        values={"rcpt": recipient, "host": host},
-        facts=facts,
-    )
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Departure:
+    """A delivery that left the node: of which message under which key, to whom, by what, and who took it how."""
+
+    message: str
+    key: bytes
+    recipient: str
+    via: str
+    host: str
+    code: int
+    attempt: int
+
+
+def message_relayed(stamp: Stamp, departure: Departure, facts: Mapping[str, Any] | None = None) -> EventRow:
+    return _departed("message.relayed", stamp, departure, facts)
+
+
+def delivery_webhook(stamp: Stamp, departure: Departure, facts: Mapping[str, Any] | None = None) -> EventRow:
+    return _departed("delivery.webhook", stamp, departure, facts)
+
+
+def delivery_lmtp(stamp: Stamp, departure: Departure, facts: Mapping[str, Any] | None = None) -> EventRow:
+    return _departed("delivery.lmtp", stamp, departure, facts)
 
 
 def mailbox_accessed(
@@ -544,6 +544,18 @@ def login_refused(
 
 def heartbeat(stamp: Stamp, *, size: int) -> EventRow:
     return event("heartbeat", stamp, fields={"size": size}, values={})
+
+
+def _departed(ev: str, stamp: Stamp, departure: Departure, facts: Mapping[str, Any] | None) -> EventRow:
+    return event(
+        ev,
+        stamp,
+        ref=departure.message,
+        key=departure.key,
+        fields={"attempt": departure.attempt, "via": departure.via, "code": departure.code},
+        values={"rcpt": departure.recipient, "host": departure.host},
+        facts=facts,
+    )
 
 
 def _box(box: tuple[str, str]) -> str:

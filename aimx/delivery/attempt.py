@@ -16,7 +16,7 @@ DELIVERIES = metrics.counter("aimx.deliveries")
 DURATION = metrics.histogram("aimx.delivery.duration")
 ATTEMPTS = metrics.histogram("aimx.delivery.attempts")
 
-DEPARTED = {"relay": "message.relayed", "webhook": "delivery.webhook", "lmtp": "delivery.lmtp"}
+DEPARTED = {"relay": events.message_relayed, "webhook": events.delivery_webhook, "lmtp": events.delivery_lmtp}
 """The event of a delivery that left the node, by transport."""
 
 
@@ -89,9 +89,7 @@ def deferred(
 def departed(node: str, attempt: Attempt, target: Target, result: Delivered) -> EventRow:
     """`message.relayed`, `delivery.webhook` or `delivery.lmtp`."""
     stamp, key, facts = _said(node, attempt, target)
-    return events.departed(
-        DEPARTED[target.transport],
-        stamp,
+    departure = events.Departure(
         message=attempt.eid,
         key=key,
         recipient=target.address,
@@ -99,8 +97,8 @@ def departed(node: str, attempt: Attempt, target: Target, result: Delivered) -> 
         host=result.host,
         code=result.code,
         attempt=attempt.number,
-        facts=facts | answered(result) | {"via": target.options.get("via", "")},
     )
+    return DEPARTED[target.transport](stamp, departure, facts | answered(result) | {"via": departure.via})
 
 
 def answered(result: Result) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """A message made fit for a narrower way: 7-bit, lines of at most 998 octets (RFC 2045 §6, RFC 6152 §3).
 
-Only leaf parts that need it are encoded anew, and their `Content-Transfer-Encoding` says so; all other octets stay. What
-a signature or an encryption covers is never touched, and header fields are not either: there one refuses instead.
+Only leaf parts that need it are encoded anew, and their `Content-Transfer-Encoding` says so; all other octets stay.
+What a signature or an encryption covers is never touched, and header fields are not either: there one refuses instead.
 """
 
 import re
@@ -120,7 +120,7 @@ def _leaf(header: HeaderBlock, kind: Header, body: bytes) -> bytes:
 
 
 def _quoted(plain: bytes) -> bytes:
-    """RFC 2045 §6.7, line ends as they are. The line end put on and taken off makes Python write CRLF at soft breaks."""
+    """RFC 2045 §6.7, line ends as they are. That there is a CRLF in front makes Python write CRLF at soft breaks."""
     encoded = b2a_qp(b"\r\n" + plain, quotetabs=False, istext=True, header=False)
     return encoded[2:]
 

@@ -20,7 +20,7 @@ from aimx.store.contract import MessageFilter, MessageRecord, NotFound, Store, S
 
 StepKind = Literal[
     "accepted", "routed", "warned", "delivered", "deferred", "bounced", "read", "flagged", "acknowledged",
-    "copied", "moved", "appended", "expunged", "accessed", "erased", "refused", "other",
+    "copied", "moved", "appended", "expunged", "accessed", "erased", "refused", "relayed", "other",
 ]  # fmt: skip
 Outcome = Literal["accepted", "waiting", "delivered", "read", "acknowledged", "bounced", "refused", "erased"]
 Link = Literal["in_reply_to", "failure", "trace"]
@@ -39,6 +39,9 @@ _KINDS: dict[str, StepKind] = {
     "message.erased": "erased",
     "mailbox.accessed": "accessed",
     "delivery.mailbox": "delivered",
+    "message.relayed": "relayed",
+    "delivery.webhook": "relayed",
+    "delivery.lmtp": "relayed",
     "loop.warned": "warned",
     "loop.refused": "refused",
 }
@@ -366,7 +369,7 @@ def _steps(record: MessageRecord, events: list[StoredEvent], started: int) -> li
                 if "loop" in step.detail:
                     steps.append(replace(step, kind="warned", text=_say_loop(step.detail["loop"])))
                 continue
-            case "delivered":
+            case "delivered" | "relayed":
                 step.wait_ms = _first(event.row.detail.get("waited_ms"), step.t_ms - record.t_ms)
                 delivered.setdefault(step.agent, step.t_ms)
             case "read":
@@ -463,6 +466,11 @@ def _say(step: Step) -> str:
         case "delivered":
             again = f" at attempt {step.attempt}" if step.attempt is not None and step.attempt > 1 else ""
             return f"delivered to {who}{again}"
+        case "relayed":
+            again = f" at attempt {step.attempt}" if step.attempt is not None and step.attempt > 1 else ""
+            return (
+                f"handed over for {who} to {detail.get('host') or 'elsewhere'} by {detail.get('via') or 'relay'}{again}"
+            )
         case "deferred":
             return f"{who} could not take it ({detail.get('reason') or 'no reason given'}), attempt {step.attempt or 1}"
         case "bounced":
@@ -495,7 +503,14 @@ def _say(step: Step) -> str:
 def _copies(record: MessageRecord, steps: list[Step]) -> list[Copy]:
     copies = {address: Copy(address, "accepted", 0) for address in record.delivered_to}
     for step in steps:
-        if step.agent is None or step.kind not in ("delivered", "deferred", "bounced", "read", "acknowledged"):
+        if step.agent is None or step.kind not in (
+            "delivered",
+            "relayed",
+            "deferred",
+            "bounced",
+            "read",
+            "acknowledged",
+        ):
             continue
         copy = copies.get(step.agent)
         if copy is None:
@@ -509,7 +524,7 @@ def _copies(record: MessageRecord, steps: list[Step]) -> list[Copy]:
 def _advance(copy: Copy, step: Step) -> None:
     copy.attempts = max(copy.attempts, step.attempt or 0, 1)
     match step.kind:
-        case "delivered":
+        case "delivered" | "relayed":
             copy.delivered_ms = step.t_ms if copy.delivered_ms is None else copy.delivered_ms
             copy.next_ms = None
             if copy.outcome not in ("read", "acknowledged"):

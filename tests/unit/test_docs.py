@@ -16,6 +16,9 @@ BLOCKS = re.findall(r"```toml\n(.*?)```", PAGE, re.DOTALL)
 RFCS = tomllib.loads((ROOT / "docs" / "rfc-status.toml").read_text())["rfc"]
 
 
+OUTWARD = ("peer", "webhook", "lmtp")
+
+
 def leaves(value: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(value, BaseModel):
         return {prefix: value}
@@ -33,7 +36,7 @@ def test_every_setting_is_documented() -> None:
     uncommented = re.sub(r"(?m)^# (?=[a-z_\[])", "", BLOCKS[0])
     given = tomllib.loads(uncommented)
     for name in leaves(Settings()):
-        if name.partition(".")[0] in ("config", "workflow", "agent", "route", "pool", "list", "domain"):
+        if name.partition(".")[0] in ("config", "workflow", "agent", "route", "pool", "list", "domain", *OUTWARD):
             continue
         place = given
         for part in name.split("."):
@@ -55,6 +58,15 @@ def test_the_loop_example_is_valid() -> None:
     settings = load(tomllib.loads(BLOCKS[2]), environ={})
     assert settings.workflow["long-dialogue-*"].max_depth == 500
     assert set(tomllib.loads(BLOCKS[0])["loop"]) | {"budget", "deadline"} == set(LoopLimits.model_fields)
+
+
+def test_the_example_of_ways_out_is_valid_and_complete() -> None:
+    given = tomllib.loads(BLOCKS[3])
+    settings = load(given, environ={})
+    assert set(given["relay"]["upstream"]) == set(type(settings.relay.smarthosts["upstream"]).model_fields)
+    for kind, named in zip(OUTWARD, (settings.peers, settings.webhooks, settings.lmtps), strict=True):
+        (name,) = named
+        assert set(given[kind][name]) == set(type(named[name]).model_fields)
 
 
 @pytest.mark.parametrize("rfc", RFCS, ids=lambda rfc: str(rfc["number"]))

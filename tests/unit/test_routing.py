@@ -1,5 +1,7 @@
 """What a rule, a pool or a list makes of a recipient, and what `route explain` says about it."""
 
+from dataclasses import replace
+
 import pytest
 
 from aimx.config import SettingError, Settings, load
@@ -178,3 +180,89 @@ def test_at_rcpt_an_address_may_come_only_if_somebody_could_take_it() -> None:
 def test_a_rule_to_a_pool_that_is_not_there_names_the_mend(tmp_path: object) -> None:
     with pytest.raises(SettingError, match=r"route 'r' goes to pool 'x', which is not there; add \[pool\.x\]"):
         load({"route": [{"name": "r", "to": "pool:x"}]}, {})
+
+
+# ── out of the node ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+OUT = {"relay": {"enabled": True, "up": {"host": "up.example", "domains": ["*.up.example"]}}}
+PEER = {"peer": {"lab": {"domains": ["lab.example"], "ca": "lab.pem", "host": "lab.example"}}}
+
+
+def way(found: Route) -> tuple[str, str, str, str]:
+    (landing,) = found.landings
+    return landing.transport, landing.via, landing.destination, landing.queue
+
+
+def foreign(table: RoutingTable, address: str) -> Route:
+    return table.route(replace(asked("x"), recipient=address), AGENTS.__contains__)
+
+
+def test_mail_for_other_domains_goes_nowhere_until_it_is_asked_for() -> None:
+    table = RoutingTable(settings())
+    assert foreign(table, "bob@other.example").unknown
+    assert not table.may_reach("bob@other.example", AGENTS.__contains__)
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [
+        ("bob@other.example", ("relay", "mx", "other.example", "mx")),
+        ("bob@a.up.example", ("relay", "up", "relay:up", "up")),
+        ("bob@lab.example", ("relay", "lab", "relay:lab", "lab")),
+    ],
+)
+def test_mail_for_other_domains_takes_the_way_that_names_them(address: str, expected: tuple[str, ...]) -> None:
+    table = RoutingTable(settings(**OUT, **PEER))
+    assert table.may_reach(address, AGENTS.__contains__)
+    assert way(foreign(table, address)) == expected
+
+
+def test_a_peers_mail_goes_there_although_nothing_else_is_relayed() -> None:
+    table = RoutingTable(settings(**PEER))
+    assert way(foreign(table, "bob@lab.example"))[1] == "lab"
+    assert foreign(table, "bob@other.example").unknown
+
+
+def test_a_rule_sends_out_by_relay_webhook_or_lmtp() -> None:
+    rules = [
+        {"name": "hooked", "recipient": "hook@*", "to": "webhook:crm"},
+        {"name": "stored", "recipient": "old@*", "to": "lmtp:store"},
+        {"name": "partner", "recipient": "*@partner.example", "to": "relay:up"},
+    ]
+    table = RoutingTable(
+        settings(
+            route=rules,
+            relay={"up": {"host": "up.example"}},
+            webhook={"crm": {"url": "https://crm.example/"}},
+            lmtp={"store": {"host": "127.0.0.1"}},
+        )
+    )
+    assert way(route(table, "hook")) == ("webhook", "crm", "webhook:crm", "crm")
+    assert way(route(table, "old")) == ("lmtp", "store", "lmtp:store", "store")
+    assert way(foreign(table, "x@partner.example")) == ("relay", "up", "relay:up", "up")
+
+
+def test_a_list_may_have_members_elsewhere() -> None:
+    table = RoutingTable(settings(**OUT, list={"all": {"members": ["ada", "bob@other.example"]}}))
+    found = route(table, "all")
+    assert [(landing.address, landing.transport, landing.queue) for landing in found.landings] == [
+        ("ada@fabric.local", "mailbox", "all"),
+        ("bob@other.example", "relay", "all"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("parts", "said"),
+    [
+        ({"route": [{"name": "a", "to": "relay:gone"}]}, r"add \[relay.gone\]"),
+        ({"route": [{"name": "a", "to": "webhook:gone"}]}, r"add \[webhook.gone\]"),
+        ({"relay": {"via": "gone"}}, r"add \[relay.gone\]"),
+        ({"relay": {"mx": {"host": "x"}}}, "no name for a relay"),
+        ({"relay": {"lab": {"host": "x"}}, **PEER}, "both called 'lab'"),
+        ({"relay": {"up": {"host": "x", "user": "u"}}}, "come together"),
+        ({"relay": {"up": {"host": "x", "user": "u", "password_file": "p", "tls": "may"}}}, "does not go out"),
+    ],
+)
+def test_ways_out_that_cannot_be_are_refused_at_the_start(parts: dict[str, object], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        settings(**parts)
