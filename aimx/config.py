@@ -167,6 +167,34 @@ class Delivery(_Section):
     breaker_max_delay: Seconds = 600.0
 
 
+class WitnessAsked(_Section):
+    """One `[audit.witness.NAME]`: somebody who cosigns this node's checkpoints."""
+
+    vkey: str = Field(min_length=1, description="the witness's verifier key")
+    url: str | None = Field(None, pattern=r"^https?://.+$", description="where it takes add-checkpoint")
+    mail: str | None = Field(None, pattern=r"^[^@\s]+@[^@\s]+$", description="or the mailbox of an AIMX node")
+    ca: Path | None = Field(None, description="authority to trust for `url`, instead of the system's")
+    every: Seconds | None = Field(None, description="instead of `witness_every`, or `mail_every` where it is by mail")
+
+    @model_validator(mode="after")
+    def _one_way(self) -> "WitnessAsked":
+        if (self.url is None) == (self.mail is None):
+            raise ValueError("a witness is reached in one way: give it `url` or `mail`")
+        return self
+
+
+class Cosigned(_Section):
+    """One `[audit.cosign.NAME]`: a log of somebody else that this node is a witness of."""
+
+    vkey: str = Field(min_length=1, description="the log's verifier key")
+
+
+class Timestamp(_Section):
+    url: str = Field(pattern=r"^https?://.+$", description="an RFC 3161 authority over HTTP")
+    ca: Path = Field(description="certificates (PEM) of the authorities to trust")
+    every: Seconds = 3600.0
+
+
 class Audit(_Section):
     database: str | None = Field(
         None,
@@ -177,6 +205,15 @@ class Audit(_Section):
     checkpoint_every: Seconds = 1.0
     heartbeat_every: Seconds = 3600.0
     max_lag: Seconds = Field(30.0, description="outbox older than this: SMTP answers 451")
+    witness_every: Seconds = 60.0
+    mail_every: Seconds = 3600.0
+    mail_to: list[Annotated[str, Field(pattern=r"^[^@\s]+@[^@\s]+$")]] = Field(
+        default_factory=list, description="mailboxes elsewhere that get a checkpoint each `mail_every`"
+    )
+    policy: Path | None = Field(None, description="C2SP tlog-policy; without it: most of the witnesses")
+    witness: dict[GroupName, WitnessAsked] = Field(default_factory=dict)
+    cosign: dict[GroupName, Cosigned] = Field(default_factory=dict)
+    timestamp: Timestamp | None = None
 
 
 class Trace(_Section):

@@ -27,10 +27,14 @@ import uvloop
 
 from aimx import durable
 from aimx.audit import events
+from aimx.audit.anchoring import Anchoring, outsiders
+from aimx.audit.anchors import FILE as ANCHORS_FILE
+from aimx.audit.anchors import Anchors, SqliteAnchors
 from aimx.audit.keys import KeyUnusable, PublicKeys, load_or_create
 from aimx.audit.log import LogError
 from aimx.audit.place import open_reader
 from aimx.audit.sequencer import Sequencer
+from aimx.audit.witness import Witness, cosigned_logs, load_key
 from aimx.config import Endpoint, SettingError, Settings
 from aimx.delivery.destination import Destinations
 from aimx.delivery.mailbox import MailboxTransport
@@ -215,6 +219,12 @@ class Node:
         imap_server = imap.Server(imap.Door(settings, store, directory, intake, tracer, budget), context)
         reader = open_reader(folder, settings.audit.database)
         self._stack.callback(reader.close)
+        anchors, witness = self._open_anchors(folder)
+        if anchors is not None:
+            asked = outsiders(settings.audit, reader, anchors)
+            anchoring = Anchoring(asked, reader, anchors, store, node=settings.node, tracer=tracer)
+            anchoring.start()
+            self._stack.push_async_callback(anchoring.stop)
         sidecar = SidecarContext(
             store=store,
             log=reader,
@@ -224,6 +234,7 @@ class Node:
             metrics=metrics.PROCESS.render,
             ready=lambda: self._problems(sequencer),
             tracer=tracer,
+            witness=witness,
         )
         doors: list[Ending] = []
         self._stack.push_async_callback(together, doors)
@@ -258,6 +269,19 @@ class Node:
         closing = [each for each in (close, pump.close if pump is not None else None) if each is not None]
         self._stack.push_async_callback(together, [partial(asyncio.to_thread, each, FLUSH) for each in closing])
         return tracer
+
+    def _open_anchors(self, folder: Path) -> tuple[Anchors | None, Witness | None]:
+        """What leaves the house and what comes from others, where the settings ask for any of it."""
+        audit = self.settings.audit
+        if not (audit.witness or audit.cosign or audit.mail_to or audit.timestamp):
+            return None, None
+        logs = cosigned_logs(audit)
+        anchors = SqliteAnchors(folder / ANCHORS_FILE)
+        self._stack.callback(anchors.close)
+        if not logs:
+            return anchors, None
+        with needed(folder / "keys"):
+            return anchors, Witness(load_key(folder, self.settings.domains[0]), logs, anchors)
 
     def _problems(self, sequencer: Sequencer) -> list[str]:
         lag = sequencer.lag_ms / 1000

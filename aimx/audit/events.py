@@ -150,6 +150,15 @@ CATALOGUE: Mapping[str, EventKind] = {
         {"via": "`smtp`, `imap` or `http`", "n": "how many", "since": "ms of the first"},
         {"src": "peers' addresses, sorted, folded", "accounts": "the accounts tried, sorted, folded"},
     ),
+    "anchor.recorded": EventKind(
+        "a checkpoint is held outside: cosigned by a witness, mailed, or stamped with the time",
+        {
+            "kind": "`witness`, `mail` or `timestamp`",
+            "size": "leaves under the checkpoint",
+            "proof": "the cosignature (base64 of key id and signature); else SHA-256 of the mailed note or the stamp",
+        },
+        {"who": "the witness's or authority's name in the settings, or the mailbox's address"},
+    ),
     "heartbeat": EventKind("nothing happened for a while and the log is alive", {"size": "leaves before it"}, {}),
 }
 
@@ -540,6 +549,11 @@ def login_refused(
         fields={"via": via, "n": n, "since": since_ms},
         values={"src": sorted(set(sources)), "accounts": sorted(set(accounts))},
     )
+
+
+def anchor_recorded(stamp: Stamp, *, kind: str, size: int, who: str, proof: str) -> EventRow:
+    """`proof` is base64: the cosignature itself (72 octets after the key id), or a SHA-256."""
+    return event("anchor.recorded", stamp, fields={"kind": kind, "size": size, "proof": proof}, values={"who": who})
 
 
 def heartbeat(stamp: Stamp, *, size: int) -> EventRow:

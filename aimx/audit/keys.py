@@ -52,8 +52,8 @@ def load_or_create(data: Path, domain: str, t_ms: int) -> Keys:
     folder = data / "keys"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     name = origin(domain, t_ms)
-    log = _load_or_create(folder / "log.key", name, ED25519)
-    keys = Keys(log, _load_or_create(folder / "receipt.key", log.verifier.name, RECEIPT))
+    log = load_or_create_key(folder / "log.key", name, ED25519)
+    keys = Keys(log, load_or_create_key(folder / "receipt.key", log.verifier.name, RECEIPT))
     public = "".join(signer.verifier.vkey() + "\n" for signer in keys)
     path = data / VKEYS
     if not path.exists() or path.read_text() != public:
@@ -79,7 +79,8 @@ def load_public(data: Path) -> PublicKeys:
     return PublicKeys(log, receipt)
 
 
-def _load_or_create(path: Path, name: str, kind: bytes) -> Signer:
+def load_or_create_key(path: Path, name: str, kind: bytes) -> Signer:
+    """One signing key in a file of its own, made when there is none. Raises KeyUnusable."""
     if not path.exists():
         durable.create(path, Signer(name, secrets.token_bytes(32), kind).skey().encode() + b"\n")
     try:

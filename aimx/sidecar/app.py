@@ -6,7 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 from fastapi import FastAPI
 
 from aimx.audit.log import LogError
-from aimx.sidecar import describe, messages, node, problems, proofs, traces
+from aimx.sidecar import describe, messages, node, problems, proofs, traces, witness
 from aimx.sidecar.answer import Turns
 from aimx.sidecar.context import SidecarContext
 from aimx.sidecar.edge import Edge
@@ -27,9 +27,11 @@ def create_app(context: SidecarContext) -> FastAPI:
     app.state.context = context
     app.state.verifying = asyncio.Lock()
     app.state.turns = Turns()
+    app.state.witness_turn = asyncio.Lock()
+    app.state.witnessing = asyncio.Semaphore(witness.MAX_WAITING)
     problems.install(app)
     app.add_exception_handler(LogError, problems.unreadable_log)
-    for part in (messages, traces, proofs, node):
+    for part in (messages, traces, proofs, node, witness):
         app.include_router(part.router)
     app.add_middleware(Edge)
     app.openapi = describe.openapi(app)  # type: ignore[method-assign]

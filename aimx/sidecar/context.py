@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from aimx.audit.keys import PublicKeys
 from aimx.audit.log import Reader
+from aimx.audit.witness import Witness
 from aimx.config import Settings
 from aimx.store.contract import Store
 from aimx.telemetry.span import Tracer
@@ -24,6 +25,8 @@ class SidecarContext:
     ready: Callable[[], Sequence[str]]
     """What keeps the node from serving, a sentence each; empty when nothing does."""
     tracer: Tracer
+    witness: Witness | None = None
+    """None: this node is no witness of others' logs."""
 
     def now_ms(self) -> int:
         return time.time_ns() // 1_000_000

@@ -24,6 +24,7 @@ TAGS = [
     {"name": "messages", "description": "What was sent, what it says and what became of it."},
     {"name": "conversations", "description": "Traces and workflows: who answered whom."},
     {"name": "audit", "description": "The transparency log: proofs, verification, and its files as C2SP serves them."},
+    {"name": "witness", "description": "This node cosigns the checkpoints of other logs (c2sp.org/tlog-witness)."},
     {"name": "node", "description": "For whoever runs the node."},
 ]
 

@@ -50,7 +50,9 @@ PROBLEMS: Mapping[str, Kind] = {
         "There is no such thing",
         "Nothing lies at this address, or this token may not see it. `GET /v1/messages` lists what it may see.",
     ),
-    "method-not-allowed": Kind(405, "This address is only read", "Use GET or HEAD.", {"Allow": "GET, HEAD"}),
+    "method-not-allowed": Kind(
+        405, "This address does not have that method", "`Allow` says which it has.", {"Allow": "GET, HEAD"}
+    ),
     "not-logged-yet": Kind(
         409,
         "Not in a checkpoint yet",
@@ -63,6 +65,11 @@ PROBLEMS: Mapping[str, Kind] = {
         "The message was erased on request. What happened to it and the proof that it existed remain.",
     ),
     "invalid-request": Kind(422, "The request has a wrong value", "See `errors` for each value and what it should be."),
+    "inconsistent": Kind(
+        422,
+        "Not a continuation",
+        "The log has signed something that does not begin with what this witness has cosigned before.",
+    ),
     "busy": Kind(
         429,
         "Too much is being asked at once",
@@ -115,6 +122,10 @@ async def _problem(request: Request, error: Exception) -> JSONResponse:
 
 async def _http(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
+    if error.status_code == 405 and error.headers and "POST" in error.headers.get("Allow", ""):
+        answer = response("method-not-allowed")
+        answer.headers["Allow"] = error.headers["Allow"]
+        return answer
     return response(_BY_STATUS.get(error.status_code, "bad-request" if error.status_code < 500 else "failed"))
 
 

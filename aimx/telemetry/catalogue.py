@@ -219,11 +219,17 @@ SPANS: tuple[SpanSpec, ...] = (
     SpanSpec(
         "checkpoint witness",
         CLIENT,
-        "checkpoint sign",
+        "none",
         "",
-        ("aimx.audit.size.after", "aimx.audit.witness", "aimx.audit.verdict"),
+        (
+            "aimx.audit.size.after",
+            "aimx.audit.anchor",
+            "aimx.audit.witness",
+            "aimx.audit.verdict",
+            "http.response.status_code",
+        ),
         (),
-        "A witness was asked to cosign.",
+        "A checkpoint was handed to an outsider: a witness, a mailbox, a time stamp authority.",
     ),
     SpanSpec(
         "process",
@@ -330,6 +336,9 @@ METRICS: tuple[MetricSpec, ...] = (
     _gauge("aimx.audit.lag", "s", (), "Age of the oldest event that is not in the tree yet."),
     _histogram("aimx.audit.integrate.duration", "s", (), "One batch of the sequencer.", _LATENCY),
     _counter("aimx.audit.verify.failures", "{failure}", (), "Verifications that found something wrong."),
+    _counter("aimx.audit.anchors", "{request}", ("kind", "name", "outcome"), "Outsiders asked to hold a checkpoint."),
+    _gauge("aimx.audit.anchor.age", "s", ("kind", "name"), "Since an outsider last confirmed a checkpoint."),
+    _counter("aimx.audit.witness.answers", "{request}", ("outcome",), "What this node answered as a witness."),
     _counter("aimx.spans.exported", "{span}", (), "Spans the collector took."),
     _counter("aimx.spans.dropped", "{span}", ("reason",), "Spans lost: buffer full, or the collector refused."),
 )

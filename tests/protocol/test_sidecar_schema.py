@@ -96,7 +96,7 @@ def with_known_ids(app: Live) -> dict[str, Any]:
     document: dict[str, Any] = json.loads(json.dumps(app.document))
     known = {"id": app.message, "trace_id": TRACE.hex(), "event": app.message}
     for path, operations in document["paths"].items():
-        for parameter in operations["get"].get("parameters", ()):
+        for parameter in operations.get("get", {}).get("parameters", ()):
             if parameter["name"] == "id" and path.startswith("/v1/workflows"):
                 parameter["schema"]["examples"] = ["report-17"]
             elif parameter["name"] in known:
@@ -107,7 +107,9 @@ def with_known_ids(app: Live) -> dict[str, Any]:
 def test_known_ids_lead_to_answers(app: Live) -> None:
     """Without this the test above could pass on problems alone."""
     with httpx.Client(base_url=app.url, headers={"Authorization": f"Bearer {ADMIN}"}, timeout=20) as http:
-        for path in app.document["paths"]:
+        for path, operations in app.document["paths"].items():
+            if "get" not in operations or "{origin_hash}" in path:
+                continue
             place = path.replace("{trace_id}", TRACE.hex()).replace("{level}", "0").replace("{path}", "000.p/1")
             place = place.replace("{id}", "report-17" if "workflows" in path else app.message)
             assert http.get(place).status_code == 200, place

@@ -58,6 +58,7 @@ EVERY = [
     events.login_refused(STAMP, via="smtp", n=9, since_ms=1, sources=["203.0.113.9"], accounts=["bob@x.example"]),
     events.log_opened(STAMP, origin="x.example/audit/2026h2", log="vkey", receipt="vkey"),
     events.heartbeat(STAMP, size=3),
+    events.anchor_recorded(STAMP, kind="mail", size=3, who="bob@x.example", proof="AAAA"),
 ]
 PERSONAL = (
     "ann@",

@@ -25,14 +25,14 @@ def test_every_path_is_in_the_page() -> None:
     # Building the application touches nothing of what the node hands in.
     document = create_app(object()).openapi()  # type: ignore[arg-type]
     for path in document["paths"]:
-        assert f"`{path.replace('{path}', '{number}')}" in PAGE or f"GET {path}`" in PAGE, path
+        assert f"`{path.replace('{path}', '{number}')}" in PAGE or f" {path}`" in PAGE, path
 
 
 def test_every_operation_describes_its_answers_and_problems() -> None:
     document = create_app(object()).openapi()  # type: ignore[arg-type]
     for path, operations in document["paths"].items():
-        responses = operations["get"]["responses"]
+        responses = next(iter(operations.values()))["responses"]
         assert "200" in responses, path
         for status, response in responses.items():
-            if status != "200":
+            if status != "200" and "text/x.tlog.size" not in response["content"]:
                 assert list(response["content"]) == [problems.MEDIA_TYPE], (path, status)
