@@ -84,6 +84,11 @@ CATALOGUE: Mapping[str, EventKind] = {
         {"rc": "SMTP reply code", "st": "enhanced status code", "n": "how many refusals", "since": "ms of the first"},
         _BY | {"rcpt": "list of recipients, in order of mention; folded when more than 256"},
     ),
+    "message.traced": EventKind(
+        "an agent asked what would become of a message and was told; nothing was delivered",
+        {"n": "how many recipients it named"},
+        _BY | {"data": _MESSAGE["data"], "rcpt": "list of recipients; folded when more than 256"},
+    ),
     "loop.refused": EventKind(
         "the loop guard refused a message",
         {"rule": "which rule: `depth`, `repeats`, `alternation`, `budget`, `deadline`", "count": "what it counted"},
@@ -351,6 +356,20 @@ def message_rejected(
         values={"by": by, "rcpt": recipients},
         facts=facts,
     )
+
+
+def message_traced(
+    stamp: Stamp,
+    *,
+    eid: str,
+    data: bytes,
+    by: str,
+    recipients: Sequence[str],
+    facts: Mapping[str, Any] | None = None,
+) -> EventRow:
+    """A dry run. `eid` is what the message would have had."""
+    values: dict[str, Committed] = {"by": by, "data": data, "rcpt": recipients}
+    return event("message.traced", stamp, eid=eid, fields={"n": len(recipients)}, values=values, facts=facts)
 
 
 def loop_refused(

@@ -15,6 +15,7 @@ _COMMANDS = {
     "send": "Send one message as an agent.",
     "inbox": "Read an agent's mail.",
     "trace": "Show a conversation: hops, waits, retries, who answered whom.",
+    "workflow": "Draw a workflow: who wrote to whom, how often, where it was stopped.",
     "audit": "The tamper-evident log: verify it, prove one message.",
     "doctor": "Check that a node is in good health.",
     "route": "Explain what the rules do with a message.",

@@ -15,7 +15,19 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
-_PLAIN = {"→": "->", "↳": "`->", "·": ".", "⚠": "!", "✓": "+", "◷": "o", "✗": "x", "◉": "*", "…": "...", "—": "--"}
+_PLAIN = {
+    "→": "->",
+    "↳": "`->",
+    "·": ".",
+    "⚠": "!",
+    "█": "#",
+    "✓": "+",
+    "◷": "o",
+    "✗": "x",
+    "◉": "*",
+    "…": "...",
+    "—": "--",
+}
 """What stands for our signs where the terminal has no letters for them."""
 WIDE = 10_000
 _COMMANDS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")

@@ -10,10 +10,15 @@ import click
 
 from aimx.cli.account import account_options, client
 from aimx.cli.folder import json_option
-from aimx.cli.screen import json_of, print_json
+from aimx.cli.screen import harmless, json_of, print_json
 from aimx.cli.tracing import exported
+from aimx.message.header import HeaderBlock
+from aimx.message.part import leaves
 from aimx.message.payload import Codec, codec_of
-from aimx.sdk.client import Sent
+from aimx.sdk.client import AsyncClient, Sent
+
+REPORT_S = 30.0
+"""Patience for the report of a dry run, which the node writes before it answers."""
 
 
 @click.command()
@@ -29,6 +34,7 @@ from aimx.sdk.client import Sent
     metavar="SECONDS",
     help="Wait so long for the reply and print it.",
 )
+@click.option("--trace-only", is_flag=True, help="A dry run: print what would become of it; deliver nothing.")
 @account_options
 @json_option
 def send(
@@ -39,6 +45,7 @@ def send(
     content_type: str | None,
     priority: int | None,
     wait: float | None,
+    trace_only: bool,
     as_json: bool,
     **account: Any,
 ) -> None:
@@ -54,6 +61,8 @@ def send(
 
     async def work() -> Sent | dict[str, Any]:
         async with client(**account) as me:
+            if trace_only:
+                return await _rehearsed(me, recipients, value, options)
             if wait is None:
                 return await me.send(recipients, value, **options)  # type: ignore[arg-type]
             reply = await me.request(recipients[0], value, timeout=wait, **options)  # type: ignore[arg-type]
@@ -61,14 +70,27 @@ def send(
 
     if wait is not None and len(recipients) != 1:
         raise click.UsageError("--wait takes one recipient")
+    if wait is not None and trace_only:
+        raise click.UsageError("--trace-only delivers nothing that could be answered; leave --wait out")
     with exported("aimx-send"):
         done = asyncio.run(work())
-    if not isinstance(done, Sent):
+    if trace_only:
+        assert isinstance(done, dict)
+        print_json(done["report"]) if as_json else click.echo(harmless(done["text"]))
+    elif not isinstance(done, Sent):
         print_json(done) if as_json else click.echo(_shown(done["payload"]))
     elif as_json:
         print_json({"id": done.id, "message_id": done.message_id, "trace_id": done.trace_id})
     else:
         click.echo(f"accepted {done.id}\ntrace    {done.trace_id}")
+
+
+async def _rehearsed(me: AsyncClient, recipients: list[str], value: object, options: dict[str, Any]) -> dict[str, Any]:
+    """The report of a dry run, as text and as what its JSON says."""
+    found = await me.request(recipients, value, timeout=REPORT_S, trace_only=True, **options)
+    header, body = HeaderBlock.parse(found.raw)
+    said = next(leaf for leaf in leaves(header, found.raw[body:]) if leaf.content_type == "text/plain")
+    return {"report": found.payload, "text": said.data().decode()}
 
 
 def _payload(octets: bytes, codec: Codec | None) -> object:

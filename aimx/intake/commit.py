@@ -18,9 +18,9 @@ log = logging.getLogger("aimx.intake")
 
 
 class Settled(NamedTuple):
-    """A delivery that the message (its DSN) ends, and the event that says so."""
+    """What the message tells its recipient: the delivery that it (a DSN) ends, if any, and the event that says so."""
 
-    delivery: int
+    delivery: int | None
     event: EventRow
 
 

@@ -19,6 +19,17 @@ DEPTH = metrics.histogram("aimx.depth")
 
 def guard(settings: Settings, envelope: Envelope, arrival: Arrival, routes: Sequence[Route]) -> loop.Verdict:
     """Pass or warn; raises Refused. Sets `arrival.template`."""
+    verdict = weigh(settings, envelope, arrival, routes)
+    DEPTH.labels().record(arrival.depth)
+    if verdict.rule is not None:
+        LOOPS.labels(verdict.rule, verdict.kind).add()
+    if verdict.kind == "refuse":
+        raise _refused(settings.node, envelope, arrival, verdict)
+    return verdict
+
+
+def weigh(settings: Settings, envelope: Envelope, arrival: Arrival, routes: Sequence[Route]) -> loop.Verdict:
+    """The verdict, and what the span says of it. Counts nothing. Sets `arrival.template`."""
     sender = envelope.agent or envelope.sender
     limits = loop.limits_for(settings, sender, arrival.told.workflow)
     finals = tuple(sorted({landing.address for route in routes for landing in route.landings}))
@@ -38,11 +49,8 @@ def guard(settings: Settings, envelope: Envelope, arrival: Arrival, routes: Sequ
     )
     verdict = loop.judge(candidate, arrival.lineage, limits)
     arrival.span.set("aimx.depth", arrival.depth)
-    DEPTH.labels().record(arrival.depth)
     if verdict.rule is not None:
         _say(arrival, verdict)
-    if verdict.kind == "refuse":
-        raise _refused(settings.node, envelope, arrival, verdict)
     return verdict
 
 
@@ -55,7 +63,11 @@ def _say(arrival: Arrival, verdict: loop.Verdict) -> None:
     }
     arrival.span.attributes |= {"aimx.loop.detected": True, **said}
     arrival.span.event("loop.refused" if verdict.kind == "refuse" else "loop.warned", said)
-    LOOPS.labels(verdict.rule, verdict.kind).add()
+
+
+def reply(verdict: loop.Verdict) -> Reply:
+    """What a refused message is answered."""
+    return Reply(554, "5.4.6", f"loop refused: {verdict.text}")
 
 
 def _refused(node: str, envelope: Envelope, arrival: Arrival, verdict: loop.Verdict) -> Refused:
@@ -67,6 +79,7 @@ def _refused(node: str, envelope: Envelope, arrival: Arrival, verdict: loop.Verd
         by=envelope.agent or "",
         loop=arrival.loop_key,
         recipients=envelope.recipients,
-        facts=facts(envelope, arrival, verdict.rule, Reply(554, "5.4.6", verdict.text)),
+        facts=facts(envelope, arrival, verdict.rule, Reply(554, "5.4.6", verdict.text))
+        | {"count": verdict.count, "limit": verdict.limit},
     )
-    return Refused(Reply(554, "5.4.6", f"loop refused: {verdict.text}"), f"loop.{verdict.rule}", row)
+    return Refused(reply(verdict), f"loop.{verdict.rule}", row)

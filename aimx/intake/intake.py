@@ -13,12 +13,12 @@ from aimx.config import Settings
 from aimx.delivery.attempt import leaf_prefix
 from aimx.delivery.retry import Backoff
 from aimx.identity.agents import Directory
-from aimx.intake import append, refusal, stamp
+from aimx.intake import append, refusal, rehearsal, stamp
 from aimx.intake.ancestry import ask
 from aimx.intake.arrival import Arrival, receive, ref, replied
 from aimx.intake.commit import accepted, commit
 from aimx.intake.envelope import Envelope, HeaderTooLarge, Octets, Reply, Upload
-from aimx.intake.guard import guard
+from aimx.intake.guard import guard, weigh
 from aimx.intake.plan import Terms, facts, plan
 from aimx.intake.refusal import Refused
 from aimx.intake.told import Told, tell
@@ -176,7 +176,12 @@ class Intake:
         refusal.check_hops(arrival.octets.header)
         if envelope.agent is not None:
             refusal.check_sender(arrival.octets.header, envelope.agent, self._domains)
+        if envelope.agent is not None and arrival.told.trace_only is not False:
+            return await self._rehearse(envelope, arrival)
         routes = await self._route(envelope, arrival)
+        for route in routes:
+            if route.refusal is not None:
+                raise refusal.by_route(route, arrival.span)
         verdict = guard(settings, envelope, arrival, routes)
         _prioritise(routes, await self._allowed(envelope, arrival.told))
         planned = plan(routes, arrival.span, self._terms(arrival, verdict.kind))
@@ -207,11 +212,28 @@ class Intake:
                 size=envelope.upload.size,
                 key=arrival.eid,
             )
-            route = table.route(asked, takers.__contains__)
-            if route.refusal is not None:
-                raise refusal.by_route(route, arrival.span)
-            routes.append(route)
+            routes.append(table.route(asked, takers.__contains__))
         return routes
+
+    async def _rehearse(self, envelope: Envelope, arrival: Arrival) -> Reply:
+        """All of the above but for the commit: the sender is told what would have been."""
+        if arrival.told.trace_only is None:
+            raise Refused(Reply(550, "5.6.0", "X-Trace-Only is yes for a dry run, or left out"), "trace-only")
+        settings, span = self.settings, arrival.span
+        span.set("aimx.trace_only", True)
+        routes = await self._route(envelope, arrival)
+        _prioritise(routes, await self._allowed(envelope, arrival.told))
+        verdict = weigh(settings, envelope, arrival, routes)
+        planned = plan(routes, span, self._terms(arrival, verdict.kind))
+        answer = rehearsal.answer(routes, verdict, arrival)
+        fates = {}
+        for address in planned.firsts if answer.accepted else ():
+            agent = await self._directory.agent(address)
+            fates[address] = await rehearsal.fate(self._store, agent, envelope.upload.size)
+        done = rehearsal.Rehearsed(arrival, routes, verdict, answer, len(planned.hops), fates)
+        await rehearsal.report(settings, self._store, envelope, done, self._message_id_key)
+        await self._discard(envelope.upload)
+        return Reply(250, "2.0.0", f"<{arrival.eid}> traced only, nothing was delivered; the report is in your INBOX")
 
     def _message(self, envelope: Envelope, arrival: Arrival, priority: int, hops: Sequence[Hop]) -> NewMessage:
         told, creation, header = arrival.told, arrival.creation, arrival.octets.header
@@ -343,6 +365,7 @@ class Intake:
             by=self._domains[0],
             verdict=verdict,
             hops_before=arrival.hops_before,
+            trace_only=bool(arrival.told.trace_only),
         )
 
     def _proved_agent(self, envelope: Envelope, header: HeaderBlock) -> str | None:

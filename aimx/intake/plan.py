@@ -57,6 +57,8 @@ class Terms:
     """The name hops are stamped with."""
     verdict: str = "pass"
     """The loop guard's."""
+    trace_only: bool = False
+    """Nothing will be delivered: the route's spans say so."""
     hops_before: int = 0
     """Of peers, which the message has behind it."""
     options: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
@@ -133,6 +135,8 @@ def _hop(
                 "aimx.hop.index": len(path),
                 "aimx.loop.verdict": terms.verdict,
             }
+            if terms.trace_only:
+                attributes["aimx.trace_only"] = True
             if step.decision not in ("mailbox", "refuse"):
                 attributes["messaging.destination.name"] = step.target
             known = spans[path] = parent.child(f"route {step.rule}", INTERNAL, attributes=attributes)

@@ -17,6 +17,7 @@ MAX_PARENTS = 8
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 _PRIORITY = re.compile(r"-?[0-9]", re.ASCII)
 _CUSTOMARY = re.compile(r"([1-5])\b", re.ASCII)  # "1 (Highest)"
+_YES, _NO = frozenset({"yes", "true", "1"}), frozenset({"no", "false", "0"})
 _X_PRIORITY = {"1": 4, "2": 2, "3": 0, "4": -2, "5": -4}
 
 
@@ -33,6 +34,8 @@ class Told:
     priority: int
     """Asked for; -9 to 9, 0 is normal."""
     context: Context | Invalid
+    trace_only: bool | None
+    """`X-Trace-Only`; None when it says neither yes nor no."""
 
 
 def tell(header: HeaderBlock, asked_priority: int | None = None) -> Told:
@@ -49,7 +52,13 @@ def tell(header: HeaderBlock, asked_priority: int | None = None) -> Told:
         content_type=content_type[:255] or "text/plain",
         priority=_asked(header) if asked_priority is None else asked_priority,
         context=read(header),
+        trace_only=_trace_only(header.get("X-Trace-Only")),
     )
+
+
+def _trace_only(value: str | None) -> bool | None:
+    word = (value or "no").strip().lower()
+    return True if word in _YES else False if word in _NO else None
 
 
 def _one_line(value: str | None) -> str:

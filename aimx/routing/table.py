@@ -244,7 +244,17 @@ class RoutingTable:
 def explain(table: RoutingTable, facts: Facts, is_agent: IsAgent) -> tuple[Route, list[str]]:
     """The route and, line by line, every rule tried, whether it held and why, and what came of it."""
     route = table.route(facts, is_agent)
-    lines = [f"recipient {facts.recipient}"]
+    lines = described(route)
+    if facts.workflow is None and any(step.decision == "pool" for way in route.landings for step in way.steps):
+        lines.append("  (an example: without X-Workflow-ID each message may meet another member of the pool)")
+    if route.priority is not None:
+        lines.append(f"  priority {route.priority}")
+    return route, lines
+
+
+def described(route: Route) -> list[str]:
+    """Line by line: every rule tried, whether it held and why, and what came of it."""
+    lines = [f"recipient {route.recipient}"]
     lines += [
         f"  rule {tried.rule}: {'holds' if tried.holds else 'does not hold'}, {tried.why}" for tried in route.tried
     ]
@@ -255,11 +265,7 @@ def explain(table: RoutingTable, facts: Facts, is_agent: IsAgent) -> tuple[Route
         last = landing.steps[-1].target
         tail = "" if last == landing.address or landing.transport != "mailbox" else f" → mailbox {landing.address}"
         lines.append(f"  by {landing.steps[0].rule}: {path}{tail}")
-        if facts.workflow is None and any(step.decision == "pool" for step in landing.steps):
-            lines.append("  (an example: without X-Workflow-ID each message may meet another member of the pool)")
-    if route.priority is not None:
-        lines.append(f"  priority {route.priority}")
-    return route, lines
+    return lines
 
 
 def _land(address: str, steps: tuple[Step, ...], found: list[Landing], seen: set[str]) -> bool:

@@ -89,6 +89,7 @@ class AsyncClient:
         priority: int | None = None,
         headers: Mapping[str, str] | None = None,
         message_id: str | None = None,
+        trace_only: bool = False,
     ) -> Sent:
         """Send one message; returns when the node has it on disk.
 
@@ -96,7 +97,8 @@ class AsyncClient:
         `content_type` says, e.g. "application/msgpack"), a protobuf message as itself, str as plain text, bytes as
         they are. `workflow` and the trace are those of the message being processed, unless given. `reply_to` makes it
         an answer to that message. `priority`: -9 to 9, above 0 only for agents that may (RFC 6710). `message_id`:
-        choose it yourself to find the message again after `Unconfirmed`.
+        choose it yourself to find the message again after `Unconfirmed`. `trace_only`: a dry run. Nothing is delivered;
+        a report of what would have been comes into this agent's inbox as an answer to the message, its payload a dict.
 
         Raises Refused, LoopRefused, SignInFailed, Unreachable, Unconfirmed; InvalidMessage and PayloadError (both
         also ValueError) for what cannot be said in a mail.
@@ -122,7 +124,7 @@ class AsyncClient:
                 context=context,
                 workflow=workflow,
                 answered=reply_to,
-                headers=headers or {},
+                headers={**(headers or {}), **({"X-Trace-Only": "yes"} if trace_only else {})},
             )
             trace_id = context.trace_id.hex()
             text = await self._outbox.send(
@@ -164,7 +166,7 @@ class AsyncClient:
 
     async def request(
         self,
-        to: str,
+        to: str | Sequence[str],
         payload: object = None,
         *,
         timeout: float = 60.0,
@@ -174,10 +176,12 @@ class AsyncClient:
         content_type: str | None = None,
         priority: int | None = None,
         headers: Mapping[str, str] | None = None,
+        trace_only: bool = False,
     ) -> Message:
         """Send, and wait up to `timeout` seconds for the reply, which is acknowledged and kept from `inbox`.
 
-        The acknowledgement is under way when this returns; `close` waits for it.
+        The acknowledgement is under way when this returns; `close` waits for it. With `trace_only` the reply is the
+        report of the dry run (see `send`).
         Raises NoReply; Undelivered when the node gives the request up; and what `send` raises.
         """
         message_id = f"<{new_eid().lower()}@{self.account.domain}>"
@@ -192,6 +196,7 @@ class AsyncClient:
                 priority=priority,
                 headers=headers,
                 message_id=message_id,
+                trace_only=trace_only,
             )
             try:
                 async with asyncio.timeout(timeout):

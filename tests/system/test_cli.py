@@ -4,9 +4,11 @@ import base64
 import json
 import os
 import shlex
+import smtplib
 import stat
 import subprocess
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +175,46 @@ def test_send_by_agent_and_folder(node: NodeProcess, new_agent: NewAgent) -> Non
     account = new_agent()
     environ = {"AIMX_ADDRESS": account.name, "AIMX_PASSWORD": account.password}
     assert set(as_json(node, "send", account.name, "1", environ=environ)) == {"id", "message_id", "trace_id"}
+
+
+def test_a_dry_run_prints_what_would_become_of_it(node: NodeProcess, new_agent: NewAgent) -> None:
+    account, other = new_agent(), new_agent()
+    text = node.aimx("send", other.name, "1", "--trace-only", environ={"AIMX_URL": account.url}).stdout
+    assert "nothing was delivered" in text
+    assert f"copy for {other.address}: delivered" in text
+    report = as_json(
+        node, "send", f"{other.name},{account.name}", "1", "--trace-only", environ={"AIMX_URL": account.url}
+    )
+    assert [one["recipient"] for one in report["recipients"]] == [other.address, account.address]
+    assert node.bodies(other) == []
+    assert "--wait" in refused(
+        node, "send", other.name, "1", "--trace-only", "--wait", "1", code=2, environ={"AIMX_URL": account.url}
+    )
+
+
+def test_a_workflow_is_drawn_with_where_it_was_stopped(node: NodeProcess, new_agent: NewAgent) -> None:
+    sides = new_agent(), new_agent()
+    last = ""
+    with node.smtp(sides[0]) as one, node.smtp(sides[1]) as two:
+        for turn in range(13):
+            sender, to = sides[turn % 2], sides[(turn + 1) % 2]
+            head = f"From: {sender.address}\r\nMessage-ID: <{turn}@x>\r\nX-Workflow-ID: tennis \x1b[2J\r\n{last}"
+            with pytest.raises(smtplib.SMTPDataError) if turn == 12 else nullcontext():
+                (one, two)[turn % 2].sendmail(sender.address, [to.address], f"{head}\r\nyou first ({turn})\r\n")
+            last = f"In-Reply-To: <{turn}@x>\r\n"
+    drawn = node.aimx("workflow", "show", "tennis  [2J").stdout
+    assert f"{sides[0].name} → {sides[1].name}" in drawn
+    assert "12 messages between 2 agents" in drawn
+    assert f"in a circle: {sides[0].name} → {sides[1].name} → {sides[0].name}" in drawn
+    assert "raise max_alternations" in drawn
+    found = as_json(node, "workflow", "show", "tennis  [2J")
+    assert [(edge["messages"], edge["refused"]) for edge in found["edges"]] == [(6, 1), (6, 0)]
+    (stop,) = found["stops"]
+    assert (stop["rule"], stop["count"], stop["limit"]) == ("alternations", 12, 12)
+    assert stop["ring"] == [side.address for side in sides]
+    by_trace = as_json(node, "workflow", "show", found["trace_ids"][0])
+    assert by_trace["edges"] == found["edges"]
+    assert "no message names the workflow" in refused(node, "workflow", "show", "nothing-of-that-name")
 
 
 def test_a_refusal_is_one_line(node: NodeProcess, new_agent: NewAgent) -> None:
