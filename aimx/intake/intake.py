@@ -227,9 +227,10 @@ class Intake:
         planned = plan(routes, span, self._terms(arrival, verdict.kind))
         answer = rehearsal.answer(routes, verdict, arrival)
         fates = {}
-        for address in planned.firsts if answer.accepted else ():
-            agent = await self._directory.agent(address)
-            fates[address] = await rehearsal.fate(self._store, agent, envelope.upload.size)
+        for first in planned.firsts if answer.accepted else ():
+            address, way = first.target.address, first.target.transport
+            agent = await self._directory.agent(address) if way == "mailbox" else None
+            fates[address, way] = await rehearsal.fate(self._store, first.target, agent, envelope.upload.size)
         done = rehearsal.Rehearsed(arrival, routes, verdict, answer, len(planned.hops), fates)
         await rehearsal.report(settings, self._store, envelope, done, self._message_id_key)
         await self._discard(envelope.upload)

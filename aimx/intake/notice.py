@@ -9,6 +9,7 @@ from aimx.intake.commit import Settled, accepted, commit
 from aimx.intake.envelope import Octets
 from aimx.intake.plan import Terms, first
 from aimx.message import identifier
+from aimx.routing.table import Landing
 from aimx.store.contract import NewMessage, SpanRef, Store
 from aimx.telemetry import metrics
 from aimx.telemetry.context import Source
@@ -70,5 +71,6 @@ async def send(
         backoff=Backoff.of(settings.delivery),
         by=settings.domains[0],
     )
-    await commit(store, settings.node, message, {to: first(to, to, "mailbox", span, terms)}, event, span, settled)
+    firsts = [first(Landing(to, (), "mailbox"), to, span, terms)]
+    await commit(store, settings.node, message, firsts, event, span, settled)
     ACCEPTED.add()

@@ -19,7 +19,7 @@ from aimx.message.compose import compose
 from aimx.message.payload import encode
 from aimx.routing.loop import Verdict
 from aimx.routing.table import Landing, Route, described
-from aimx.store.contract import DONE, INBOX, Agent, Store
+from aimx.store.contract import DONE, INBOX, Agent, Store, Target
 from aimx.store.search import And, HasFlag, Not
 from aimx.telemetry.context import write
 
@@ -27,8 +27,13 @@ _RETURN_PATH = b"Return-Path: <>\r\n"
 _REPORT = b"AIMX-Report: trace-only\r\n"
 
 
-async def fate(store: Store, agent: Agent | None, size: int) -> str:
-    """What would become of a copy now: `delivered`, or `waits` and why. Reads what the commit would read."""
+async def fate(store: Store, target: Target, agent: Agent | None, size: int) -> str:
+    """What would become of a copy now: `delivered`, `queued` for its way out, or `waits` and why.
+
+    Reads what the commit would read. `agent` is whose mailbox it is.
+    """
+    if target.transport != "mailbox":
+        return f"queued: {target.transport} {target.options.get('via', '')}".rstrip()
     if agent is None:
         return "waits: no-mailbox"
     if agent.max_unacked is not None:
@@ -58,8 +63,8 @@ class Rehearsed:
     verdict: Verdict
     reply: Reply
     hops: int
-    fates: Mapping[str, str]
-    """By final address; empty where the message would have been refused."""
+    fates: Mapping[tuple[str, str], str]
+    """By final address and transport; empty where the message would have been refused."""
 
     def document(self) -> dict[str, Any]:
         """For programs."""
@@ -88,6 +93,7 @@ class Rehearsed:
             "landings": [
                 {
                     "address": landing.address,
+                    "transport": landing.transport,
                     "queue": landing.queue,
                     "steps": [asdict(step) for step in landing.steps],
                     "fate": self._fate(landing),
@@ -97,7 +103,7 @@ class Rehearsed:
         }
 
     def _fate(self, landing: Landing) -> str:
-        return self.fates.get(landing.address, "nothing: the message is refused")
+        return self.fates.get((landing.address, landing.transport), "nothing: the message is refused")
 
     def text(self) -> str:
         """For people."""
