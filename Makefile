@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 JOBS   ?= auto
 
-.PHONY: demo test lint bench torture clean
+.PHONY: demo test lint bench bench-tracing torture clean
 
 # The stamp is newer than pyproject.toml exactly when what it asks for is installed.
 $(VENV)/.installed: pyproject.toml
@@ -26,6 +26,9 @@ lint: $(VENV)/.installed
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m bench $(ARGS)
+
+bench-tracing: $(VENV)/.installed
+	$(BIN)/python -m bench.tracing $(ARGS)
 
 torture: $(VENV)/.installed
 	$(BIN)/python -m pytest -q -s -m torture tests/system $(ARGS)

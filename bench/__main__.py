@@ -3,7 +3,8 @@
 Each server gets the same mail: 2 kB, one recipient, 40 kept connections, 100 mailboxes. Rounds alternate between the
 servers, so that a machine that grows slower does so for all; the median round counts.
 
-`python -m bench.accept` measures the CPU of AIMX's own way of a message alone, thread by thread.
+`python -m bench.accept` measures the CPU of AIMX's own way of a message alone, thread by thread;
+`python -m bench.tracing` what tracing every message costs.
 """
 
 import argparse
@@ -110,8 +111,8 @@ def main(arguments: list[str]) -> int:
 def run(options: argparse.Namespace, folder: Path, stack: ExitStack) -> dict[str, Any]:
     generator = Generator(folder)
     names = [f"box{n:03d}" for n in range(MAILBOXES)]
-    otlp = stack.enter_context(generator.sink())
-    collector = {"OTEL_EXPORTER_OTLP_ENDPOINT": otlp, "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf"}
+    sink = stack.enter_context(generator.sink())
+    collector = {"OTEL_EXPORTER_OTLP_ENDPOINT": sink.endpoint, "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf"}
     loads: dict[str, tuple[Subject, Callable[[int], Result]]] = {}
     if options.only != "latency":
         if options.only != "aimx":

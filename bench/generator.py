@@ -33,6 +33,14 @@ class Result:
     read: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Sink:
+    """A running collector."""
+
+    endpoint: str
+    pid: int
+
+
 class Generator:
     """Runs in `folder`, where its binary and the account files go."""
 
@@ -68,12 +76,12 @@ class Generator:
         return Result(**{name: value for name, value in said.items() if name in known and value is not None})
 
     @contextmanager
-    def sink(self) -> Iterator[str]:
-        """An OTLP collector that keeps nothing; yields its endpoint."""
+    def sink(self) -> Iterator["Sink"]:
+        """An OTLP collector that keeps nothing."""
         process = subprocess.Popen([str(self._binary), "sink"], stdout=subprocess.PIPE, text=True)
         try:
             assert process.stdout is not None
-            yield f"http://127.0.0.1:{int(process.stdout.readline())}"
+            yield Sink(f"http://127.0.0.1:{int(process.stdout.readline())}", process.pid)
         finally:
             process.kill()
             process.wait(5)

@@ -2,13 +2,14 @@
 
 import time
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from aimx.audit import events
 from aimx.delivery.transport import Delivered, Later, Never, Result
 from aimx.store.contract import Buffered, EventRow, Placed, SpanRef, Target, Tried
 from aimx.telemetry import metrics
-from aimx.telemetry.span import INTERNAL, Attributes, Span
+from aimx.telemetry.span import Facts, Span
 from aimx.tlog.leaf import new_key
 from aimx.tlog.tree import leaf_hash
 
@@ -36,16 +37,19 @@ class Attempt(NamedTuple):
     span: SpanRef
 
 
-def attributes(queue: str, number: int, waited_ms: int = 0) -> Attributes:
+@lru_cache(1024)
+def attributes(queue: str, number: int, waited_ms: int = 0) -> Facts:
     """Of a `deliver` span, at its start."""
-    return {
-        "messaging.system": "aimx",
-        "messaging.operation.name": "deliver",
-        "messaging.operation.type": "process",
-        "messaging.destination.name": queue,
-        "aimx.delivery.attempt": number,
-        "aimx.queue.wait": waited_ms / 1000,
-    }
+    return Facts(
+        {
+            "messaging.system": "aimx",
+            "messaging.operation.name": "deliver",
+            "messaging.operation.type": "process",
+            "messaging.destination.name": queue,
+            "aimx.delivery.attempt": number,
+            "aimx.queue.wait": waited_ms / 1000,
+        }
+    )
 
 
 def event(node: str, attempt: Attempt, outcome: Tried) -> EventRow:
@@ -121,21 +125,29 @@ def _said(node: str, attempt: Attempt, target: Target) -> tuple[events.Stamp, by
     return events.Stamp(node, t_ms, attempt.span, attempt.agent), attempt.key or new_key(), facts
 
 
-def leaf_prefix(leaf: bytes) -> str:
-    """`aimx.audit.leaf`: enough of the leaf's hash to find it in the log."""
-    return leaf_hash(leaf).hex()[:16]
+def appended(span: Span, row: EventRow, start_ns: int, end_ns: int | None = None, error: str | None = None) -> None:
+    """An event's own span under what caused it: from its leaf to the commit that made it durable, or did not."""
+    if not span.recorded:
+        return
+    append = span.child("audit append", attributes=_audited(row.ev), start_ns=start_ns)
+    append.set("aimx.audit.leaf", leaf_hash(row.leaf)[:8].hex())  # enough of it to find it in the log
+    if error is not None:
+        append.error(error)
+    append.end(end_ns)
 
 
-def end(span: Span, attempt: Attempt, outcome: Tried, leaf: bytes) -> None:
-    """Close the `deliver` span of a mailbox's attempt, with the spans of the commit under it. `leaf`: of its event."""
+_audited = lru_cache(lambda ev: Facts({"aimx.audit.event": ev}))
+
+
+def end(span: Span, attempt: Attempt, outcome: Tried, row: EventRow) -> None:
+    """Close the `deliver` span of a mailbox's attempt, with the spans of the commit under it. `row`: its event."""
     if isinstance(outcome, Placed):
         if span.recorded:
-            where: Attributes = {"aimx.mailbox.uid": outcome.uid}
-            span.child("mailbox append", INTERNAL, attributes=where, start_ns=span.start_ns).end()
-        _finish(span, attempt, outcome.target.transport, "delivered", "delivery.mailbox", leaf)
+            span.child("mailbox append", attributes={"aimx.mailbox.uid": outcome.uid}, start_ns=span.start_ns).end()
+        _finish(span, attempt, outcome.target.transport, "delivered", row)
     else:
         span.error(outcome.reason)
-        _finish(span, attempt, outcome.target.transport, "deferred", "message.deferred", leaf)
+        _finish(span, attempt, outcome.target.transport, "deferred", row)
 
 
 def finish(span: Span, attempt: Attempt, target: Target, result: Result, row: EventRow | None) -> None:
@@ -149,11 +161,10 @@ def finish(span: Span, attempt: Attempt, target: Target, result: Result, row: Ev
         case Never():
             said = "failed"
             span.error(result.reason)
-    ev, leaf = (row.ev, row.leaf) if row is not None else ("", b"")
-    _finish(span, attempt, target.transport, said, ev, leaf)
+    _finish(span, attempt, target.transport, said, row)
 
 
-def _finish(span: Span, attempt: Attempt, transport: str, said: str, audited: str, leaf: bytes) -> None:
+def _finish(span: Span, attempt: Attempt, transport: str, said: str, row: EventRow | None) -> None:
     now_ns = time.time_ns()
     if said == "delivered":
         DURATION.labels(transport).record(max(0, now_ns // 1_000_000 - attempt.created_ms) / 1000)
@@ -163,7 +174,6 @@ def _finish(span: Span, attempt: Attempt, transport: str, said: str, audited: st
         span.event("retry.scheduled", {"delay": delay, "next_at": attempt.next_ms})
     span.set("aimx.outcome", said)
     DELIVERIES.labels(transport, said, span.error_type or "").add()
-    if span.recorded and leaf:
-        told: Attributes = {"aimx.audit.event": audited, "aimx.audit.leaf": leaf_prefix(leaf)}
-        span.child("audit append", INTERNAL, attributes=told, start_ns=span.start_ns).end(now_ns)
+    if row is not None:
+        appended(span, row, span.start_ns, now_ns)
     span.end(now_ns)

@@ -35,7 +35,7 @@ class MailboxTransport:
             return rows
 
         outcome = await self._store.place(due, ref, now_ms, witness)
-        attempt.end(span, _with_end(this, outcome), outcome, rows[0].leaf)
+        attempt.end(span, _with_end(this, outcome), outcome, rows[0])
         if isinstance(outcome, Placed):
             return DELIVERED
         if outcome.reason == "no-mailbox":

@@ -1,13 +1,14 @@
 """One message on its way in, and the span of its transaction."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 from aimx.intake.envelope import Envelope, Octets, Reply
 from aimx.intake.told import Told
 from aimx.store.contract import Lineage, SpanRef
 from aimx.telemetry import metrics
 from aimx.telemetry.context import Choice, Context, Door, Source
-from aimx.telemetry.span import SERVER, Span, Tracer
+from aimx.telemetry.span import SERVER, Attributes, Facts, Span, Tracer
 
 REJECTED = metrics.counter("aimx.messages.rejected")  # by enhanced code
 CONTEXTS = metrics.counter("aimx.context.extracted")
@@ -57,18 +58,15 @@ def ref(context: Context) -> SpanRef:
 
 def receive(tracer: Tracer, envelope: Envelope, choice: Choice | None = None, told: Told | None = None) -> Span:
     """`smtp receive`, begun when MAIL came. Without `told`: nothing of the message was read."""
+    trusted = envelope.door is not Door.STRANGER
     span = tracer.start(
         "smtp receive",
         SERVER,
         choice.context if choice else None,
         links=choice.links if choice else (),
+        attributes=_sender(envelope.agent, trusted),
         start_ns=envelope.started_ns,
     )
-    trusted = envelope.door is not Door.STRANGER
-    span.attributes |= {"messaging.system": "aimx", "aimx.context.trusted": trusted}
-    if envelope.agent is not None:
-        name = envelope.agent.partition("@")[0]  # never the address
-        span.attributes |= {"gen_ai.agent.id": name, "aimx.agent.id": name}
     if choice is not None:
         span.set("aimx.context.source", choice.source.value)
         CONTEXTS.labels(choice.source.value, "true" if trusted else "false").add()
@@ -79,11 +77,7 @@ def receive(tracer: Tracer, envelope: Envelope, choice: Choice | None = None, to
     if told.message_id is not None:
         span.set("messaging.message.id", told.message_id)
     if told.workflow is not None:
-        span.attributes |= {
-            "messaging.message.conversation_id": told.workflow,
-            "gen_ai.conversation.id": told.workflow,
-            "aimx.workflow.id": told.workflow,
-        }
+        span.say(_conversation(told.workflow))
     return span
 
 
@@ -91,14 +85,36 @@ def replied(span: Span, envelope: Envelope, reply: Reply) -> None:
     """The transaction is over: what the door saw, and what it answers."""
     for name, t_ns, attributes in envelope.events:
         span.event(name, attributes, t_ns)
-    span.attributes |= {
-        "tls.protocol.version": envelope.tls,
-        "messaging.message.envelope.size": envelope.upload.size,
-        "messaging.batch.message_count": len(envelope.recipients),
-        "smtp.response.status_code": reply.code,
-        "smtp.response.enhanced_code": reply.enhanced,
-    }
+    span.set("messaging.message.envelope.size", envelope.upload.size)
+    span.say(_outcome(envelope.tls, len(envelope.recipients), reply.code, reply.enhanced))
     if not reply.accepted:
         span.error(reply.enhanced)
         REJECTED.labels(reply.enhanced).add()
     span.end()
+
+
+@lru_cache(1024)
+def _sender(agent: str | None, trusted: bool) -> Facts:
+    known: Attributes = {"messaging.system": "aimx", "aimx.context.trusted": trusted}
+    if agent is not None:
+        name = agent.partition("@")[0]  # never the address
+        known |= {"gen_ai.agent.id": name, "aimx.agent.id": name}
+    return Facts(known)
+
+
+@lru_cache(1024)
+def _conversation(workflow: str) -> Facts:
+    names = ("messaging.message.conversation_id", "gen_ai.conversation.id", "aimx.workflow.id")
+    return Facts(dict.fromkeys(names, workflow))
+
+
+@lru_cache(1024)
+def _outcome(tls: str, recipients: int, code: int, enhanced: str) -> Facts:
+    return Facts(
+        {
+            "tls.protocol.version": tls,
+            "messaging.batch.message_count": recipients,
+            "smtp.response.status_code": code,
+            "smtp.response.enhanced_code": enhanced,
+        }
+    )

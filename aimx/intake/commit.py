@@ -7,11 +7,11 @@ from hashlib import sha256
 from typing import Any, NamedTuple
 
 from aimx.audit import events
-from aimx.delivery.attempt import Attempt, event, leaf_prefix
+from aimx.delivery.attempt import Attempt, appended, event
 from aimx.intake.envelope import Octets
 from aimx.intake.plan import First
 from aimx.store.contract import EventRow, NewMessage, Outcome, Queued, SpanRef, Store
-from aimx.telemetry.span import INTERNAL, Attributes, Span
+from aimx.telemetry.span import Span
 from aimx.tlog.leaf import new_key
 
 log = logging.getLogger("aimx.intake")
@@ -89,21 +89,11 @@ async def commit(
         targets = [first.target for first in firsts]
         outcomes = await store.accept(message, targets, witness, None if settled is None else settled.delivery)
     except BaseException:
-        _appended(span, accepted, began_ns, "unavailable")
+        appended(span, accepted, began_ns, error="unavailable")
         raise
-    _appended(span, accepted, began_ns)
+    appended(span, accepted, began_ns)
     try:
         for first, attempt, outcome, row in zip(firsts, attempts, outcomes, made, strict=True):
-            first.end(attempt, outcome, None if row is None else row.leaf)
+            first.end(attempt, outcome, row)
     except Exception:  # it is durable: whatever fails now must not make it a refusal
         log.exception("spans of an accepted message are missing", extra={"eid": message.eid, "context": span.context})
-
-
-def _appended(span: Span, accepted: EventRow, began_ns: int, error: str = "") -> None:
-    if not span.recorded:
-        return
-    told: Attributes = {"aimx.audit.event": accepted.ev, "aimx.audit.leaf": leaf_prefix(accepted.leaf)}
-    append = span.child("audit append", INTERNAL, attributes=told, start_ns=began_ns)
-    if error:
-        append.error(error)
-    append.end()

@@ -61,7 +61,7 @@ def _say(arrival: Arrival, verdict: loop.Verdict) -> None:
         "aimx.loop.count": verdict.count,
         "aimx.loop.limit": verdict.limit,
     }
-    arrival.span.attributes |= {"aimx.loop.detected": True, **said}
+    arrival.span.say({"aimx.loop.detected": True, **said})
     arrival.span.event("loop.refused" if verdict.kind == "refuse" else "loop.warned", said)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from aimx.config import Settings
-from aimx.delivery.attempt import leaf_prefix
+from aimx.delivery.attempt import appended
 from aimx.delivery.retry import Backoff
 from aimx.identity.agents import Directory
 from aimx.intake import append, refusal, rehearsal, stamp
@@ -31,7 +31,7 @@ from aimx.routing.table import Facts, Route, RoutingTable
 from aimx.store.contract import Agent, Ancestor, NewMessage, Placed, Store, StoreError, Unavailable
 from aimx.telemetry import metrics
 from aimx.telemetry.context import Context, Door, Hop, choose, hops
-from aimx.telemetry.span import INTERNAL, Attributes, Span, Tracer
+from aimx.telemetry.span import Span, Tracer
 from aimx.tlog.note import Signer
 from aimx.tlog.receipt import Promise, issue
 from aimx.tlog.tree import leaf_hash
@@ -315,17 +315,15 @@ class Intake:
             self._turned_away.add(refused.reply, arrival.now_ms)  # nobody outside may drive our log
             return refused.reply
         row = refusal.event(self.settings.node, envelope, arrival, refused)
-        told: Attributes = {"aimx.audit.event": row.ev, "aimx.audit.leaf": leaf_prefix(row.leaf)}
-        recording = arrival.span.child("audit append", INTERNAL, attributes=told)
+        began_ns = time.time_ns()
         try:
             await self._store.record([row])
         except Exception as error:
             # A refusal that cannot be recorded is not made: the peer asks again later.
             _log_refusal(arrival.span, refused.reply, error)
-            recording.error("unavailable")
+            appended(arrival.span, row, began_ns, error="unavailable")
             return TRY_LATER
-        finally:
-            recording.end()
+        appended(arrival.span, row, began_ns)
         return refused.reply
 
     async def record_turned_away(self) -> None:

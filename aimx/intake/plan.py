@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from aimx.delivery import attempt
 from aimx.delivery.retry import Backoff
 from aimx.routing.table import Landing, Route, Step
-from aimx.store.contract import Outcome, Placed, Queued, SpanRef, Target
+from aimx.store.contract import EventRow, Outcome, Placed, Queued, SpanRef, Target
 from aimx.telemetry.context import Context, Hop
-from aimx.telemetry.span import CONSUMER, INTERNAL, PRODUCER, Attributes, Span
+from aimx.telemetry.span import CONSUMER, PRODUCER, Facts, Span
 
 MAX_FACTS = 50
 """Landings that an event's facts name; the log holds all recipients either way."""
@@ -23,18 +24,18 @@ class First:
     deliver: Span | None
     """Of the attempt that the commit makes; None where it leaves the node, for then the queue makes the first."""
 
-    def end(self, message: attempt.Attempt, outcome: Outcome, leaf: bytes | None) -> None:
+    def end(self, message: attempt.Attempt, outcome: Outcome, row: EventRow | None) -> None:
         """Delivered at once: under the route. Buffered: enqueued, with this as its failed first attempt."""
         if isinstance(outcome, Queued):
             self.enqueue.end()
             return
         assert self.deliver is not None, "an attempt was made"
-        assert leaf is not None, "and is in the log"
+        assert row is not None, "and is in the log"
         if not isinstance(outcome, Placed):
             self.enqueue.set("aimx.queue.reason", outcome.reason)
             self.enqueue.end()
             self.deliver.parent = self.enqueue.context
-        attempt.end(self.deliver, message, outcome, leaf)
+        attempt.end(self.deliver, message, outcome, row)
 
 
 @dataclass(slots=True)
@@ -83,10 +84,15 @@ def plan(routes: Sequence[Route], parent: Span, terms: Terms) -> Plan:
     return made
 
 
+@lru_cache(1024)
+def _queued(queue: str) -> Facts:
+    return Facts({"messaging.destination.name": queue})
+
+
 def first(landing: Landing, original: str, parent: Span, terms: Terms, priority: int = 0) -> First:
     """The way to one final recipient; `original` is the envelope's that led to it."""
     queue = landing.queue
-    enqueue = parent.child(f"enqueue {queue}", PRODUCER, attributes={"messaging.destination.name": queue})
+    enqueue = parent.child(f"enqueue {queue}", PRODUCER, attributes=_queued(queue))
     waiting = SpanRef(enqueue.trace_id, enqueue.span_id)
     deliver = None
     if landing.transport == "mailbox":
@@ -128,21 +134,29 @@ def _hop(
         path = (*path, step if step.decision != "mailbox" else Step(step.rule, "mailbox", ""))
         known = spans.get(path)
         if known is None:
-            attributes: Attributes = {
-                "aimx.route.rule": step.rule,
-                "aimx.route.decision": step.decision,
-                "aimx.priority": priority,
-                "aimx.hop.index": len(path),
-                "aimx.loop.verdict": terms.verdict,
-            }
+            said = _decision(path[-1], priority, len(path), terms.verdict)
+            known = spans[path] = parent.child(f"route {step.rule}", attributes=said)
             if terms.trace_only:
-                attributes["aimx.trace_only"] = True
-            if step.decision not in ("mailbox", "refuse"):
-                attributes["messaging.destination.name"] = step.target
-            known = spans[path] = parent.child(f"route {step.rule}", INTERNAL, attributes=attributes)
+                known.set("aimx.trace_only", True)
             hops.append(Hop(terms.hops_before + len(hops) + 1, known.context, terms.by, step.rule))
         parent = known
     return parent
+
+
+@lru_cache(1024)
+def _decision(step: Step, priority: int, index: int, verdict: str) -> Facts:
+    """Of a `route` span. What has a name is named; a mailbox is said by the attempt."""
+    named = {} if step.decision in ("mailbox", "refuse") else {"messaging.destination.name": step.target}
+    return Facts(
+        {
+            "aimx.route.rule": step.rule,
+            "aimx.route.decision": step.decision,
+            "aimx.priority": priority,
+            "aimx.hop.index": index,
+            "aimx.loop.verdict": verdict,
+            **named,
+        }
+    )
 
 
 def facts(routes: Sequence[Route]) -> list[dict[str, str | int | None]]:

@@ -11,7 +11,7 @@ from aimx.intake.envelope import Envelope, Reply
 from aimx.message.header import HeaderBlock
 from aimx.routing.table import Route
 from aimx.store.contract import EventRow, SpanRef
-from aimx.telemetry.span import INTERNAL, Span
+from aimx.telemetry.span import Span
 
 MAX_RECEIVED = 100
 """RFC 5321 §6.3: a large one, normally at least 100."""
@@ -50,7 +50,7 @@ def by_route(route: Route, span: Span) -> Refused:
     assert route.refusal is not None
     status = "5.1.1" if route.unknown else "5.7.1"
     rule = route.refusal.rule
-    hop = span.child(f"route {rule}", INTERNAL, attributes={"aimx.route.rule": rule, "aimx.route.decision": "refuse"})
+    hop = span.child(f"route {rule}", attributes={"aimx.route.rule": rule, "aimx.route.decision": "refuse"})
     hop.error(status)
     hop.end()
     return Refused(Reply(550, status, f"<{route.recipient}>: {route.refusal.target}; nobody got it"), rule)

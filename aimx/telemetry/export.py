@@ -8,7 +8,7 @@ Variables: OTEL_SDK_DISABLED; OTEL_TRACES_EXPORTER and OTEL_METRICS_EXPORTER (ot
 OTEL_EXPORTER_OTLP_* with the _TRACES_ and _METRICS_ forms; OTEL_TRACES_SAMPLER, OTEL_TRACES_SAMPLER_ARG; OTEL_BSP_*;
 OTEL_METRIC_EXPORT_INTERVAL; OTEL_SERVICE_NAME, OTEL_RESOURCE_ATTRIBUTES. Where AIMX differs from a stock SDK: without
 OTEL_TRACES_SAMPLER everything is recorded, also what a sender marked as unsampled (whether AIMX records is AIMX's
-policy); the buffer holds 16,384 spans and is sent every second, instead of 2,048 and five.
+policy); the buffer holds 16,384 spans, in batches of 2,048 or one a second, instead of 2,048, 512 and five.
 """
 
 import logging
@@ -25,7 +25,7 @@ from urllib.parse import urlsplit
 from aimx.telemetry import metrics
 from aimx.telemetry.catalogue import MetricSpec
 from aimx.telemetry.context import Context
-from aimx.telemetry.otlp import Encoder
+from aimx.telemetry.otlp import Encoder, encode_span
 from aimx.telemetry.span import Kind, Sampler, Sink, Span, Tracer, always, never
 
 if TYPE_CHECKING:
@@ -39,11 +39,20 @@ Environ = Mapping[str, str]
 Signal = Literal["TRACES", "METRICS"]
 
 _EXPORTED = metrics.counter("aimx.spans.exported").labels()
-# Reasons: full (the buffer was), refused (the collector did not take them), closed (after the end).
-_DROPPED_FULL = metrics.counter("aimx.spans.dropped").labels("full")
-_DROPPED_REFUSED = metrics.counter("aimx.spans.dropped").labels("refused")
+_DROPPED = metrics.counter("aimx.spans.dropped")
+_FULL = _DROPPED.labels("full")
+"""The buffer was: spans come faster than the collector takes them, or it is away."""
+_REFUSED = _DROPPED.labels("refused")
+"""The collector did not take a batch, also when asked again."""
+_CLOSED = _DROPPED.labels("closed")
+"""Not sent when the process ended."""
 
 SCOPE = "aimx"
+MAX_OCTETS = 64 << 20
+"""Of encoded spans in the buffer, beside its number of spans: those with many links are large."""
+BATCH_OCTETS = 1 << 20
+DROPS_EVERY = 60.0
+"""Seconds between two log lines about dropped spans."""
 
 
 class TelemetrySettingError(ValueError):
@@ -182,28 +191,53 @@ def _whole(env: Environ, variable: str, default: int) -> int:
 # ── spans ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+Item = Span | bytes
+"""A finished span, as it is or as `otlp.encode_span` wrote it."""
+
+
+class Transport(NamedTuple):
+    """One way out. `send` blocks, and says whether the collector took the batch; `shutdown` cancels it."""
+
+    send: Callable[[Sequence[Any]], bool]
+    shutdown: Callable[[], None]
+    takes_bytes: bool
+    """It takes encoded spans, too; else only spans as they are."""
+
+
 class Pipeline(Sink):
-    """A bounded buffer and the thread that empties it and owns the exporters; `take` does nothing but append."""
+    """A bounded buffer and the thread that empties it and owns the exporters.
+
+    Where all of these take bytes, `take` encodes: a few microseconds on the thread that ends the span.
+    """
 
     def __init__(self, make: "Callable[[], list[Transport]]", env: Environ) -> None:
         self._make = make
         self._capacity = _whole(env, "OTEL_BSP_MAX_QUEUE_SIZE", 16_384)
-        self._batch = min(_whole(env, "OTEL_BSP_MAX_EXPORT_BATCH_SIZE", 512), self._capacity)
+        self._batch = min(_whole(env, "OTEL_BSP_MAX_EXPORT_BATCH_SIZE", 2_048), self._capacity)
         self._delay = _whole(env, "OTEL_BSP_SCHEDULE_DELAY", 1_000) / 1000
-        self._buffer: deque[Span] = deque()
+        self._encode = False
+        self._buffer: deque[Item] = deque()
+        self._octets_in = self._octets_out = 0
         self._wake = threading.Event()
         self._waiting: deque[threading.Event] = deque()
         self._closing = False
         self._transports: list[Transport] = []
+        self._drops = Drops()
         self._thread = threading.Thread(target=self._run, name="aimx-spans", daemon=True)
         self._thread.start()
 
     def take(self, span: Span) -> None:
         waiting = len(self._buffer)
-        if waiting >= self._capacity or self._closing:
-            _DROPPED_FULL.value += 1
-            return
-        self._buffer.append(span)
+        if waiting >= self._capacity or self._octets_in - self._octets_out > MAX_OCTETS:
+            _FULL.value += 1
+        elif self._closing:
+            _CLOSED.value += 1
+        elif not self._encode:
+            self._buffer.append(span)
+        else:
+            encoded = encode_span(span)
+            self._octets_in += len(encoded)
+            self._buffer.append(encoded)
         if waiting + 1 == self._batch:
             self._wake.set()
 
@@ -222,10 +256,9 @@ class Pipeline(Sink):
         self._wake.set()
         self._thread.join(timeout_s)
         in_time = not self._thread.is_alive()
-        if not in_time:
-            log.warning("spans left unsent at the end", extra={"spans": len(self._buffer)})
-        _DROPPED_REFUSED.value += len(self._buffer)
+        _CLOSED.value += len(self._buffer)
         self._buffer.clear()
+        self._drops.tell(at_once=True)
         for transport in self._transports:
             # Cancels a call that hangs; the thread is a daemon and does not hold the process.
             threading.Thread(target=transport.shutdown, daemon=True).start()
@@ -238,31 +271,56 @@ class Pipeline(Sink):
             log.exception("span export is off: the exporter could not be made")
             self._closing = True
             return
+        self._encode = all(transport.takes_bytes for transport in self._transports)
         while not (self._closing and not self._buffer):
             self._wake.wait(self._delay)
             self._wake.clear()
             waiting = [self._waiting.popleft() for _ in range(len(self._waiting))]
             while self._buffer:
-                count = min(self._batch, len(self._buffer))
-                self._send([self._buffer.popleft() for _ in range(count)])
+                self._send(self._next_batch())
             for done in waiting:
                 done.set()
+            self._drops.tell()
 
-    def _send(self, batch: list[Span]) -> None:
+    def _next_batch(self) -> list[Item]:
+        """As many as a batch may have, and as a collector takes at once: by default gRPC refuses 4 MiB."""
+        batch: list[Item] = []
+        octets = 0
+        while self._buffer and len(batch) < self._batch and octets < BATCH_OCTETS:
+            item = self._buffer.popleft()
+            octets += len(item) if isinstance(item, bytes) else 0
+            batch.append(item)
+        self._octets_out += octets
+        return batch
+
+    def _send(self, batch: list[Item]) -> None:
         for transport in self._transports:
             try:
                 taken = transport.send(batch)
             except Exception:  # whatever a transport raises must not end the thread
                 log.exception("spans could not be exported")
                 taken = False
-            (_EXPORTED if taken else _DROPPED_REFUSED).value += len(batch)
+            (_EXPORTED if taken else _REFUSED).value += len(batch)
+        self._drops.tell()
 
 
-class Transport(NamedTuple):
-    """One way out. `send` blocks, and says whether the collector took the batch; `shutdown` cancels it."""
+class Drops:
+    """Says how many spans were dropped and why, at most once a minute. For the exporting thread."""
 
-    send: Callable[[Sequence[Span]], bool]
-    shutdown: Callable[[], None]
+    def __init__(self) -> None:
+        self._told = self._counts()
+        self._next = 0.0
+
+    def tell(self, at_once: bool = False) -> None:
+        now, counts = time.monotonic(), self._counts()
+        lost = {reason: count - self._told[reason] for reason, count in counts.items() if count > self._told[reason]}
+        if lost and (at_once or now >= self._next):
+            self._told, self._next = counts, now + DROPS_EVERY
+            log.warning("spans dropped; mail is not concerned", extra={"event": "spans.dropped", **lost})
+
+    @staticmethod
+    def _counts() -> dict[str, int]:
+        return {"full": int(_FULL.value), "refused": int(_REFUSED.value), "closed": int(_CLOSED.value)}
 
 
 def stock_encoder(attributes: Mapping[str, str]) -> "Callable[[Sequence[Span]], list[ReadableSpan]]":
@@ -324,7 +382,8 @@ def _transports(kinds: Sequence[str], about: Mapping[str, str], env: Environ) ->
 
 def _stock(exporter: "SpanExporter", about: Mapping[str, str]) -> Transport:
     convert = stock_encoder(about)
-    return Transport(lambda spans: exporter.export(convert(spans)).value == 0, exporter.shutdown)  # 0 is SUCCESS
+    # 0 is SUCCESS
+    return Transport(lambda spans: exporter.export(convert(spans)).value == 0, exporter.shutdown, takes_bytes=False)
 
 
 # The stock exporters bring endpoints, headers, certificates, compression and retries by the standard variables; only
@@ -344,7 +403,7 @@ def _grpc(about: Mapping[str, str]) -> Transport:
             return ExportTraceServiceRequest.FromString(encoder.encode(data))
 
     exporter: Any = Exporter()
-    return Transport(lambda spans: exporter.export(spans).value == 0, exporter.shutdown)
+    return Transport(lambda spans: exporter.export(spans).value == 0, exporter.shutdown, takes_bytes=True)
 
 
 def _http(about: Mapping[str, str]) -> Transport:
@@ -355,7 +414,7 @@ def _http(about: Mapping[str, str]) -> Transport:
     if not callable(post):
         return _stock(exporter, about)
     encoder = Encoder(about, SCOPE, about.get("service.version", ""))
-    return Transport(lambda spans: bool(post(encoder.encode(spans)).success), exporter.shutdown)
+    return Transport(lambda spans: bool(post(encoder.encode(spans)).success), exporter.shutdown, takes_bytes=True)
 
 
 # ── metrics ──────────────────────────────────────────────────────────────────────────────────────────────────────────

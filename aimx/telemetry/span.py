@@ -1,8 +1,7 @@
 """Spans, cheap enough to make seven for every mail.
 
 A `Tracer` without a sink makes ids and nothing else: headers and audit leaves need them also when nobody collects
-spans. With a sink, a finished and sampled span is handed over as it is; encoding and sending happen on another thread
-(`export`).
+spans. With a sink, a finished and sampled span is handed over; sending happens on another thread (`export`).
 """
 
 import time
@@ -53,22 +52,35 @@ class Sampler(Protocol):
     def __call__(self, trace_id: bytes, parent: Context | None) -> bool: ...
 
 
+class Facts(dict[str, AttributeValue]):
+    """Attributes that many spans say alike: made once, encoded once. Never changed after it was made."""
+
+    __slots__ = ("wire",)
+
+    def __init__(self, facts: Mapping[str, AttributeValue]) -> None:
+        super().__init__(facts)
+        self.wire: bytes | None = None
+        """As `otlp` wrote it the first time."""
+
+
 class Span:
     """One piece of work. Ends once; what is said after the end is ignored by the exporter.
 
-    `attributes`, `events` and `links` may be written directly. Times are Unix nanoseconds.
+    `events` and `links` may be written directly. Times are Unix nanoseconds.
     """
 
     __slots__ = (
-        "attributes",
+        "_context",
         "description",
         "dropped_links",
         "end_ns",
         "error_type",
         "events",
+        "facts",
         "kind",
         "links",
         "name",
+        "own",
         "parent",
         "sampled",
         "span_id",
@@ -83,36 +95,53 @@ class Span:
         name: str,
         kind: Kind,
         trace_id: bytes,
-        span_id: bytes,
         parent: Context | None,
         sampled: bool,
         attributes: Attributes | None,
-        start_ns: int,
+        start_ns: int | None,
     ) -> None:
         self.tracer = tracer
         self.name = name
         self.kind = kind
         self.trace_id = trace_id
-        self.span_id = span_id
+        self.span_id = _random()
         self.parent = parent
         self.sampled = sampled
-        self.attributes: Attributes = {} if attributes is None else attributes
-        self.start_ns = start_ns
+        self.facts: tuple[Facts, ...] = ()
+        self.own: Attributes = {}
+        """What only this span says; `attributes` is that and the facts."""
+        if attributes is not None:
+            self.say(attributes)
+        self.start_ns = time.time_ns() if start_ns is None else start_ns
         self.end_ns = 0
         self.events: list[tuple[str, int, Mapping[str, AttributeValue] | None]] | None = None
         self.links: list[tuple[Context, Mapping[str, AttributeValue] | None]] | None = None
         self.dropped_links = 0
         self.error_type: str | None = None
         self.description = ""
+        self._context: Context | None = None
+
+    @property
+    def attributes(self) -> Attributes:
+        """All that was said, for whoever reads a span; `set` and `say` write."""
+        said: Attributes = {}
+        for facts in self.facts:
+            said |= facts
+        return said | self.own
 
     @property
     def context(self) -> Context:
         """To be continued by others: child spans, headers. Tracestate and baggage are the parent's."""
-        parent = self.parent
-        if parent is None:
-            return Context(self.trace_id, self.span_id, RANDOM | self.sampled)
-        flags = (parent.flags & KNOWN_FLAGS & ~SAMPLED) | self.sampled
-        return Context(self.trace_id, self.span_id, flags, parent.tracestate, parent.baggage)
+        found = self._context
+        if found is None:
+            parent = self.parent
+            if parent is None:
+                found = Context(self.trace_id, self.span_id, RANDOM | self.sampled)
+            else:
+                flags = (parent.flags & KNOWN_FLAGS & ~SAMPLED) | self.sampled
+                found = Context(self.trace_id, self.span_id, flags, parent.tracestate, parent.baggage)
+            self._context = found
+        return found
 
     @property
     def recorded(self) -> bool:
@@ -128,10 +157,21 @@ class Span:
         attributes: Attributes | None = None,
         start_ns: int | None = None,
     ) -> "Span":
-        return self.tracer.start(name, kind, self.context, links=links, attributes=attributes, start_ns=start_ns)
+        """A span under this one. The sampler is not asked again: it decided for all of this work."""
+        span = Span(self.tracer, name, kind, self.trace_id, self.context, self.sampled, attributes, start_ns)
+        for context in links:
+            span.link(context)
+        return span
 
     def set(self, key: str, value: AttributeValue) -> None:
-        self.attributes[key] = value
+        self.own[key] = value
+
+    def say(self, attributes: Attributes) -> None:
+        """Several at once. `Facts` are kept as they are, so a key of theirs must not be said again."""
+        if type(attributes) is Facts:
+            self.facts += (attributes,)
+        else:
+            self.own |= attributes
 
     def event(self, name: str, attributes: Mapping[str, AttributeValue] | None = None, t_ns: int | None = None) -> None:
         """Something that happened at a moment; at most 128 are kept."""
@@ -219,22 +259,9 @@ class Tracer:
         attributes: Attributes | None = None,
         start_ns: int | None = None,
     ) -> Span:
-        """A span from now, or `start_ns`, on; `parent=None` begins a trace. `attributes` becomes the span's own."""
-        if parent is None:
-            trace_id, span_id = _random() + _random(), _random()
-        else:
-            trace_id, span_id = parent.trace_id, _random()
-        span = Span(
-            self,
-            name,
-            kind,
-            trace_id,
-            span_id,
-            parent,
-            self.sampler(trace_id, parent),
-            attributes,
-            time.time_ns() if start_ns is None else start_ns,
-        )
+        """A span from now, or `start_ns`, on; `parent=None` begins a trace. `attributes` are as for `Span.say`."""
+        trace_id = _random() + _random() if parent is None else parent.trace_id
+        span = Span(self, name, kind, trace_id, parent, self.sampler(trace_id, parent), attributes, start_ns)
         for context in links:
             span.link(context)
         return span
