@@ -263,7 +263,7 @@ class Node:
         return ready
 
     def _open_telemetry(self) -> Tracer:
-        tracer = open_tracer()
+        tracer = open_tracer(sdk=self.settings.trace.sdk)
         pump = open_metrics()
         close = getattr(tracer.sink, "close", None)
         closing = [each for each in (close, pump.close if pump is not None else None) if each is not None]

@@ -18,7 +18,7 @@ from aimx.sidecar.problems import Problem
 from aimx.sidecar.visibility import takes_part
 from aimx.store.contract import MessageFilter, MessageRecord, SpanRef
 from aimx.telemetry.context import Context
-from aimx.telemetry.span import INTERNAL
+from aimx.telemetry.span import INTERNAL, Facts
 
 MAX_TOKEN = 512
 
@@ -96,8 +96,8 @@ async def witness(here: SidecarContext, caller: Caller, record: MessageRecord) -
         return
     # No mailbox was opened, and naming a recipient's would tell the other parties of a blind copy.
     box = ("", record.eid)
-    with here.tracer.start("audit append", INTERNAL, Context(*record.origin)) as span:
-        span.attributes = {"aimx.audit.event": "mailbox.accessed"}
+    said = Facts({"aimx.audit.event": "mailbox.accessed"})
+    with here.tracer.start("audit append", INTERNAL, Context(*record.origin), attributes=said) as span:
         stamp = events.Stamp(here.settings.node, here.now_ms(), SpanRef(span.trace_id, span.span_id), "admin")
         event = events.mailbox_accessed(stamp, by="admin", box=box, via="http", admin=True, message=record.eid)
         await here.store.record([event])

@@ -6,9 +6,9 @@ from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from aimx.telemetry.context import Context
-from aimx.telemetry.export import stock_encoder
 from aimx.telemetry.otlp import Encoder
 from aimx.telemetry.span import Kind, Span, Tracer
+from aimx.telemetry.stock import converter
 
 RESOURCE = {"service.name": "aimx", "service.version": "1"}
 
@@ -45,7 +45,7 @@ def spans(draw: st.DrawFn) -> Span:
 @given(st.lists(spans(), max_size=3))
 def test_the_stock_encoder_agrees(batch: list[Span]) -> None:
     ours = ExportTraceServiceRequest.FromString(Encoder(RESOURCE, "aimx", "1").encode(batch))
-    theirs = encode_spans(stock_encoder(RESOURCE)(batch))
+    theirs = encode_spans([converter(RESOURCE, "aimx")(span) for span in batch])
     if not batch:
         assert [len(group.spans) for group in ours.resource_spans[0].scope_spans] == [0]
         return
