@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from aimx.sdk.errors import (
         AimxError,
         InvalidMessage,
+        KeyReused,
         LoopRefused,
         NoReply,
         NotConfigured,
@@ -37,6 +38,7 @@ __all__ = [
     "AimxError",
     "AsyncClient",
     "InvalidMessage",
+    "KeyReused",
     "LoopRefused",
     "Message",
     "NoReply",

@@ -195,6 +195,10 @@ class Timestamp(_Section):
     every: Seconds = 3600.0
 
 
+class Idempotency(_Section):
+    keep: Seconds = Field(86400.0, description="how long a sender's Idempotency-Key is remembered")
+
+
 class Audit(_Section):
     database: str | None = Field(
         None,
@@ -353,6 +357,7 @@ class Settings(_Section):
     imap: Imap = Imap()
     sign_in: SignIn = SignIn()
     delivery: Delivery = Delivery()
+    idempotency: Idempotency = Idempotency()
     audit: Audit = Audit()
     trace: Trace = Trace()
     loop: LoopLimits = LoopLimits()
@@ -396,8 +401,8 @@ class Settings(_Section):
 
 DEFAULT_DOMAIN = "fabric.local"
 _PREFIX = "AIMX_"
-_NOT_SETTINGS = {"AIMX_URL", "AIMX_ADDRESS", "AIMX_PASSWORD", "AIMX_CA"}
-"""Environment names that belong to the SDK, not to a node."""
+_NOT_SETTINGS = {"AIMX_URL", "AIMX_ADDRESS", "AIMX_PASSWORD", "AIMX_CA", "AIMX_FAILPOINT"}
+"""Environment names that belong to the SDK, or to tests (`failpoint`), and not to a node's settings."""
 
 
 def load(flags: Mapping[str, Any] | None = None, environ: Mapping[str, str] | None = None) -> Settings:

@@ -71,6 +71,7 @@ FLUSH = 2.0
 LOOK_EVERY = 1.0
 """Seconds between looks at the configuration file and the certificate."""
 MEASURE_EVERY = 5.0
+SWEEP_EVERY = 10.0
 RECORD_EVERY = 60.0
 """Seconds between records of what strangers were refused."""
 DESCRIPTORS = 65_536
@@ -250,6 +251,7 @@ class Node:
         self._ticking = [
             asyncio.create_task(self._look(certificates), name="aimx-reload"),
             asyncio.create_task(_measure(store), name="aimx-measure"),
+            asyncio.create_task(_sweep(store), name="aimx-sweep"),
             asyncio.create_task(_record_turned_away(intake), name="aimx-turned-away"),
         ]
         ready = Ready(
@@ -517,6 +519,14 @@ async def _record_turned_away(intake: Intake) -> None:
         await asyncio.sleep(RECORD_EVERY)
         with contextlib.suppress(StoreError):  # they are still counted, and recorded the next time
             await intake.record_turned_away()
+
+
+async def _sweep(store: SqliteStore) -> None:
+    """Drop what has run out."""
+    while True:
+        await asyncio.sleep(SWEEP_EVERY)
+        with contextlib.suppress(StoreError):
+            await store.sweep(time.time_ns() // 1_000_000)
 
 
 async def _measure(store: SqliteStore) -> None:

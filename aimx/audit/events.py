@@ -79,6 +79,7 @@ CATALOGUE: Mapping[str, EventKind] = {
         {"size": "octets as received"},
         _MESSAGE | {"by": _BY["by"], "box": _MESSAGES["box"]},
     ),
+    "message.repeated": EventKind("an accepted message was sent again under its idempotency key", {}, _BY),
     "message.rejected": EventKind(
         "an authenticated agent's message was refused for good, or strangers' refusals in bulk",
         {"rc": "SMTP reply code", "st": "enhanced status code", "n": "how many refusals", "since": "ms of the first"},
@@ -334,6 +335,12 @@ def message_appended(
     )
     row.ref = eid
     return row
+
+
+def message_repeated(stamp: Stamp, *, message: str, key: bytes | None, by: str) -> EventRow:
+    """`message` is the eid of the first one, `key` the message's key. The agent `by` was answered with its receipt."""
+    facts = {"text": "sent again under its idempotency key: answered with the first receipt"}
+    return event("message.repeated", stamp, ref=message, key=key, fields={}, values={"by": by}, facts=facts)
 
 
 def message_rejected(

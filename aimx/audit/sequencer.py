@@ -24,6 +24,7 @@ from aimx.audit import events
 from aimx.audit.keys import Keys
 from aimx.audit.log import FILE, Appended, Fenced, Log, LogError
 from aimx.audit.place import open_log, open_reader
+from aimx.failpoint import reach
 from aimx.store.contract import EventRow, SpanRef, StoredEvent, StoreError
 from aimx.telemetry import metrics
 from aimx.telemetry.context import Context
@@ -207,8 +208,11 @@ class Sequencer:
     async def _integrate(self, batch: list[tuple[int, str, bytes]], since: float | None) -> None:
         began, start_ns = time.monotonic(), time.time_ns()
         leaves = [(eid, leaf) for _, eid, leaf in batch]
+        reach("sequence.read")
         appended = await self._on_thread(lambda: self._opened.append(leaves))
+        reach("sequence.appended")
         await self._outbox.mark_sequenced([(row[0], at) for row, at in zip(batch, appended.indexes, strict=True)])
+        reach("sequence.marked")
         self._grown_at = time.monotonic()
         lag_s = 0.0 if since is None else self._grown_at - since
         _INTEGRATED.record(self._grown_at - began)
@@ -251,6 +255,7 @@ class Sequencer:
 
     def _sign(self) -> None:
         signed = self._opened.sign([self._keys.log], _now_ms())
+        reach("checkpoint.signed")
         durable.replace(self._folder / HIGH_WATER, signed.encode(), 0o644)
 
     async def _beat_if_idle(self) -> None:

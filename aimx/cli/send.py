@@ -27,6 +27,7 @@ REPORT_S = 30.0
 @click.option("--subject", help="[default: the workflow]")
 @click.option("--workflow", help="X-Workflow-ID: what belongs together.")
 @click.option("--type", "content_type", help="Content type, e.g. text/plain or application/msgpack.")
+@click.option("--idempotency-key", metavar="KEY", help="The same message sent again under KEY is accepted once.")
 @click.option("--priority", type=click.IntRange(-9, 9), help="Above 0 only for agents that may.")
 @click.option(
     "--wait",
@@ -43,6 +44,7 @@ def send(
     subject: str | None,
     workflow: str | None,
     content_type: str | None,
+    idempotency_key: str | None,
     priority: int | None,
     wait: float | None,
     trace_only: bool,
@@ -64,7 +66,7 @@ def send(
             if trace_only:
                 return await _rehearsed(me, recipients, value, options)
             if wait is None:
-                return await me.send(recipients, value, **options)  # type: ignore[arg-type]
+                return await me.send(recipients, value, idempotency_key=idempotency_key, **options)  # type: ignore[arg-type]
             reply = await me.request(recipients[0], value, timeout=wait, **options)  # type: ignore[arg-type]
             return {"id": reply.id, "from": reply.sender, "trace_id": reply.trace_id, "payload": reply.payload}
 
@@ -72,6 +74,8 @@ def send(
         raise click.UsageError("--wait takes one recipient")
     if wait is not None and trace_only:
         raise click.UsageError("--trace-only delivers nothing that could be answered; leave --wait out")
+    if wait is not None and idempotency_key is not None:
+        raise click.UsageError("--wait waits for the reply to a new message; leave --idempotency-key out")
     with exported("aimx-send"):
         done = asyncio.run(work())
     if trace_only:

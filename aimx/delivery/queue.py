@@ -15,6 +15,7 @@ from aimx.delivery import attempt
 from aimx.delivery.destination import Destinations
 from aimx.delivery.retry import Backoff
 from aimx.delivery.transport import Later, Never, Result, Transport
+from aimx.failpoint import reach
 from aimx.store.contract import Due, NotFound, Store, Unavailable, worker_name
 from aimx.telemetry.context import Context
 from aimx.telemetry.span import CONSUMER, PRODUCER, Span, Tracer
@@ -120,6 +121,7 @@ class Queue:
         if due_ms is None or due_ms > now_ms:
             return self._or_probe(due_ms, now_ms)
         found = await self._store.claim(now_ms, free, self._owner, self._lease_ms, self._backoff.delay_ms, closed)
+        reach("claim.committed")
         for due in found:
             tasks = self._working if due.target.transport == "mailbox" else self._outbound
             task = asyncio.create_task(self._attempt(due))
@@ -161,7 +163,10 @@ class Queue:
     async def _try(self, due: Due, span: Span, now_ms: int, final: bool) -> Result:
         """One attempt. A failure of ours counts as one more, so that at the deadline the sender hears of it."""
         try:
-            return await self._transports[due.target.transport].attempt(due, span, now_ms, final)
+            reach("attempt.begin")
+            result = await self._transports[due.target.transport].attempt(due, span, now_ms, final)
+            reach("attempt.committed")
+            return result
         except (NotFound, Unavailable):
             raise
         except Exception:
@@ -196,7 +201,9 @@ class Queue:
             attributes={"aimx.queue.reason": result.reason, "aimx.delivery.attempt": due.attempt},
         )
         try:
+            reach("settle.begin")
             await self._bounce(due, result, span)
+            reach("settle.committed")
         finally:
             span.error(result.reason)
             span.end()

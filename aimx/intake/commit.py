@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 
 from aimx.audit import events
 from aimx.delivery.attempt import Attempt, appended, event
+from aimx.failpoint import reach
 from aimx.intake.envelope import Octets
 from aimx.intake.plan import First
-from aimx.store.contract import EventRow, NewMessage, Outcome, Queued, SpanRef, Store
+from aimx.store.contract import EventRow, NewMessage, Once, Outcome, Queued, Repeated, SpanRef, Store
 from aimx.telemetry.span import Span
 from aimx.tlog.leaf import new_key
 
@@ -58,6 +59,7 @@ async def commit(
     accepted: EventRow,
     span: Span,
     settled: Settled | None = None,
+    once: Once | None = None,
 ) -> None:
     """Durable when it returns. Raises what the store raises; then nothing was written."""
     began_ns = time.time_ns()
@@ -87,10 +89,15 @@ async def commit(
 
     try:
         targets = [first.target for first in firsts]
-        outcomes = await store.accept(message, targets, witness, None if settled is None else settled.delivery)
+        settles = None if settled is None else settled.delivery
+        reach("accept.begin")
+        outcomes = await store.accept(message, targets, witness, settles, once)
+    except Repeated:
+        raise  # it stands in the log since it came first
     except BaseException:
         appended(span, accepted, began_ns, error="unavailable")
         raise
+    reach("accept.committed")
     appended(span, accepted, began_ns)
     try:
         for first, attempt, outcome, row in zip(firsts, attempts, outcomes, made, strict=True):

@@ -9,11 +9,12 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from aimx.audit import events
 from aimx.config import Settings
 from aimx.delivery.attempt import appended
 from aimx.delivery.retry import Backoff
 from aimx.identity.agents import Directory
-from aimx.intake import append, refusal, rehearsal, stamp
+from aimx.intake import append, once, refusal, rehearsal, stamp
 from aimx.intake.ancestry import ask
 from aimx.intake.arrival import Arrival, receive, ref, replied
 from aimx.intake.commit import accepted, commit
@@ -28,7 +29,18 @@ from aimx.message.part import payload_leaf
 from aimx.message.stamp import received
 from aimx.routing.loop import Verdict, depth
 from aimx.routing.table import Facts, Route, RoutingTable
-from aimx.store.contract import Agent, Ancestor, NewMessage, Placed, Store, StoreError, Unavailable
+from aimx.store.contract import (
+    Agent,
+    Ancestor,
+    KeyReused,
+    NewMessage,
+    Once,
+    Placed,
+    Repeated,
+    Store,
+    StoreError,
+    Unavailable,
+)
 from aimx.telemetry import metrics
 from aimx.telemetry.context import Context, Door, Hop, choose, hops
 from aimx.telemetry.span import Span, Tracer
@@ -41,6 +53,7 @@ log = logging.getLogger("aimx.intake")
 ACCEPTED = {door: metrics.counter("aimx.messages.accepted").labels(door.value) for door in Door}
 SIZE = {door: metrics.histogram("aimx.message.size").labels(door.value) for door in Door}
 DURATION = {door: metrics.histogram("aimx.accept.duration").labels(door.value) for door in Door}
+REPEATS = {outcome: metrics.counter("aimx.messages.repeated").labels(outcome) for outcome in ("replayed", "refused")}
 HOPS = metrics.histogram("aimx.hops").labels()
 
 AUTH = {Door.AGENT: "agent", Door.PEER: "peer", Door.STRANGER: "none"}
@@ -172,6 +185,22 @@ class Intake:
         )
 
     async def _accept(self, envelope: Envelope, arrival: Arrival) -> Reply:
+        promise = once.promise(envelope, arrival, self.settings.idempotency.keep)
+        try:
+            return await self._take(envelope, arrival, promise)
+        except Repeated as first:
+            return await self._repeat(envelope, arrival, first.eid)
+        except KeyReused:
+            REPEATS["refused"].add()
+            raise Refused(once.REUSED, "idempotency-key") from None
+        except Refused:
+            # Judged anew, what comes again may look like a loop, or its recipient may have gone since.
+            eid = None if promise is None else await self._store.repeated(promise, arrival.now_ms)
+            if eid is None:
+                raise
+            return await self._repeat(envelope, arrival, eid)
+
+    async def _take(self, envelope: Envelope, arrival: Arrival, promise: Once | None) -> Reply:
         settings = self.settings
         refusal.check_hops(arrival.octets.header)
         if envelope.agent is not None:
@@ -190,11 +219,28 @@ class Intake:
         known = _known(envelope, message, routes, verdict)
         size = envelope.upload.size
         row = accepted(settings.node, message, arrival.octets, arrival.span, size, known, AUTH[envelope.door])
-        await commit(self._store, settings.node, message, planned.firsts, row, arrival.span)
+        await commit(self._store, settings.node, message, planned.firsts, row, arrival.span, once=promise)
         ACCEPTED[envelope.door].add()
         SIZE[envelope.door].record(size)
         # Signed here: the store's thread would wait for the loop after each signature, and with it the whole group.
         return self._receipt(message, arrival.octets, leaf_hash(row.leaf))
+
+    async def _repeat(self, envelope: Envelope, arrival: Arrival, eid: str) -> Reply:
+        """It was accepted before: the first answer again. That this was asked is an event of the first message."""
+        first = await once.acceptance(self._store, eid)
+        span = arrival.span
+        span.set("aimx.idempotent.replay", True)
+        span.set("aimx.idempotent.first", eid)
+        span.link(Context(first.trace_id, first.span_id, 0))
+        if eid != arrival.eid:  # else it is its own: the commit was reported as failed, and had succeeded
+            stamp = events.Stamp(self.settings.node, arrival.now_ms, ref(span.context), envelope.agent)
+            row = events.message_repeated(stamp, message=eid, key=first.key, by=envelope.agent or "")
+            began_ns = time.time_ns()
+            await self._store.record([row])
+            appended(span, row, began_ns)
+            await self._discard(envelope.upload)
+        REPEATS["replayed"].add()
+        return self._answer(eid, lambda origin: once.promised(origin, first))
 
     async def _route(self, envelope: Envelope, arrival: Arrival) -> list[Route]:
         """Decide for every recipient. One refusal refuses the message: nobody has it yet, the sender can mend it."""
@@ -293,16 +339,23 @@ class Intake:
         )
 
     def _receipt(self, message: NewMessage, octets: Octets, leaf: bytes) -> Reply:
+        return self._answer(
+            message.eid,
+            lambda origin: Promise(
+                origin, message.eid, leaf, message.t_ms, octets.sha256, message.sender, message.recipients
+            ),
+        )
+
+    def _answer(self, eid: str, promise: Callable[[str], Promise]) -> Reply:
         """The 250: the message's id and, where a receipt key is at hand, the signed promise that it will be logged."""
-        plain = Reply(250, "2.0.0", f"<{message.eid}> queued")
+        plain = Reply(250, "2.0.0", f"<{eid}> queued")
         if self._receipts is None:
             return plain
         origin, signer = self._receipts
-        promise = Promise(origin, message.eid, leaf, message.t_ms, octets.sha256, message.sender, message.recipients)
         try:
-            return Reply(250, "2.0.0", issue(promise, signer).line())
+            return Reply(250, "2.0.0", issue(promise(origin), signer).line())
         except Exception:
-            log.exception("no receipt for an accepted message", extra={"eid": message.eid})
+            log.exception("no receipt for an accepted message", extra={"eid": eid})
             return plain  # it is durable: whatever fails now must not make the sender send it again
 
     # ── refusals ─────────────────────────────────────────────────────────────────────────────────────────────────────

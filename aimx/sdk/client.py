@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
@@ -14,9 +15,11 @@ from aimx.sdk.account import Account, find
 from aimx.sdk.errors import AimxError, InvalidMessage, NoReply, Undelivered
 from aimx.sdk.inbox import Inbox
 from aimx.sdk.message import Message
-from aimx.sdk.outbox import Outbox
+from aimx.sdk.outbox import Handing, Outbox
 from aimx.tlog.errors import FormatError
 from aimx.tlog.receipt import Receipt, parse
+
+_KEY = re.compile(r"[!#-\[\]-~]{1,200}")
 
 _processed: ContextVar[Message | None] = ContextVar("aimx_processed", default=None)
 """The message that the running task processes: what it sends belongs to the same workflow."""
@@ -90,6 +93,7 @@ class AsyncClient:
         headers: Mapping[str, str] | None = None,
         message_id: str | None = None,
         trace_only: bool = False,
+        idempotency_key: str | None = None,
     ) -> Sent:
         """Send one message; returns when the node has it on disk.
 
@@ -100,14 +104,20 @@ class AsyncClient:
         choose it yourself to find the message again after `Unconfirmed`. `trace_only`: a dry run. Nothing is delivered;
         a report of what would have been comes into this agent's inbox as an answer to the message, its payload a dict.
 
-        Raises Refused, LoopRefused, SignInFailed, Unreachable, Unconfirmed; InvalidMessage and PayloadError (both
-        also ValueError) for what cannot be said in a mail.
+        `idempotency_key`: 1 to 200 visible ASCII characters. The same message (recipients, subject, content type,
+        payload) sent again under it, by whichever process and for as long as the node keeps keys (24 hours), is
+        accepted once and answered with the first id. Each call has one of its own, unless given, under which it sends
+        again by itself when the connection is cut before the answer.
+
+        Raises Refused, LoopRefused, KeyReused, SignInFailed, Unreachable, Unconfirmed; InvalidMessage and PayloadError
+        (both also ValueError) for what cannot be said in a mail.
         """
         recipients = [self._full(address) for address in ([to] if isinstance(to, str) else to)]
         if not recipients:
             raise InvalidMessage("a message needs a recipient")
         if message_id is not None and message_ids(message_id) != [message_id]:
             raise InvalidMessage(f"{message_id!r} is no Message-ID; write <something@{self.account.domain}>")
+        key, headers = _keyed(idempotency_key, headers or {})
         source = reply_to or _processed.get()
         workflow = workflow or (source.workflow if source else None)
         message_id = message_id or f"<{new_eid().lower()}@{self.account.domain}>"
@@ -124,12 +134,10 @@ class AsyncClient:
                 context=context,
                 workflow=workflow,
                 answered=reply_to,
-                headers={**(headers or {}), **({"X-Trace-Only": "yes"} if trace_only else {})},
+                headers={**headers, **({"X-Trace-Only": "yes"} if trace_only else {})},
             )
             trace_id = context.trace_id.hex()
-            text = await self._outbox.send(
-                recipients, octets, message_id=message_id, trace_id=trace_id, priority=priority
-            )
+            text = await self._outbox.send(Handing(recipients, octets, message_id, key, trace_id, priority))
             try:
                 receipt = parse(text)
             except FormatError:
@@ -148,6 +156,7 @@ class AsyncClient:
         content_type: str | None = None,
         priority: int | None = None,
         headers: Mapping[str, str] | None = None,
+        idempotency_key: str | None = None,
     ) -> Sent:
         """Answer a message: to its sender, in its thread, workflow and trace, also outside of `process`."""
         if not message.reply_address:
@@ -162,6 +171,7 @@ class AsyncClient:
                 content_type=content_type,
                 priority=priority,
                 headers=headers,
+                idempotency_key=idempotency_key,
             )
 
     async def request(
@@ -257,6 +267,16 @@ class AsyncClient:
         if any(char in address for char in "\r\n\0<> ") or not address:
             raise InvalidMessage(f"{address!r} is no address")
         return address if "@" in address else f"{address}@{self.account.domain}"
+
+
+def _keyed(key: str | None, headers: Mapping[str, str]) -> tuple[str, dict[str, str]]:
+    """The idempotency key, given as argument or header or made now, and the headers with it. Raises InvalidMessage."""
+    given = {name.lower(): value for name, value in headers.items()}
+    key = key or given.get("idempotency-key") or f"sdk-{new_eid().lower()}"
+    if not _KEY.fullmatch(key):
+        raise InvalidMessage(f"{key!r} is no idempotency key; give 1 to 200 visible ASCII characters")
+    others = {name: value for name, value in headers.items() if name.lower() != "idempotency-key"}
+    return key, {**others, "Idempotency-Key": key}
 
 
 __all__ = ["AimxError", "AsyncClient", "Sent", "connect"]

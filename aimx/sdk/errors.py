@@ -27,12 +27,17 @@ class SignInFailed(AimxError):
 class Unconfirmed(AimxError):
     """The connection was lost after the message was handed over and before the 250.
 
-    It may have been accepted or not. Sending it again may deliver it twice; `message_id` finds it in the node.
+    It was handed over once more in vain, so it may have been accepted or not. Sent again with the same
+    `idempotency_key` it is accepted once; `message_id` finds it in the node.
     """
 
-    def __init__(self, message_id: str) -> None:
-        super().__init__(f"the connection was lost before the answer; whether {message_id} was accepted is not known")
+    def __init__(self, message_id: str, idempotency_key: str) -> None:
+        super().__init__(
+            f"the connection was lost before the answer; whether {message_id} was accepted is not known;"
+            f" send it again with idempotency_key={idempotency_key!r}"
+        )
         self.message_id = message_id
+        self.idempotency_key = idempotency_key
 
 
 class Refused(AimxError):
@@ -61,6 +66,10 @@ class Refused(AimxError):
 
 class LoopRefused(Refused):
     """The loop guard stopped the conversation (554 5.4.6). The text says which rule and how to raise it."""
+
+
+class KeyReused(Refused):
+    """The idempotency key was used for another message before. Nothing was sent; take a new key."""
 
 
 class NoReply(AimxError, TimeoutError):

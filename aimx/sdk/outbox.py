@@ -4,15 +4,34 @@ import asyncio
 import contextlib
 import re
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import aiosmtplib
 from aiosmtplib import SMTPException, SMTPResponseException, SMTPServerDisconnected
 
 from aimx.sdk.account import Account
-from aimx.sdk.errors import LoopRefused, Refused, SignInFailed, Unconfirmed, Unreachable, reason
+from aimx.sdk.errors import KeyReused, LoopRefused, Refused, SignInFailed, Unconfirmed, Unreachable, reason
 
 TIMEOUT = 120.0
+BACK_WITHIN = 5.0
+"""Seconds that a node whose connection was cut after the data has to come back, until the message is Unconfirmed."""
 _ENHANCED = re.compile(r"([245]\.\d{1,3}\.\d{1,3})[ \t]+", re.MULTILINE)
+
+
+class Handing(NamedTuple):
+    """One message to be handed over."""
+
+    recipients: Sequence[str]
+    octets: bytes
+    message_id: str
+    key: str
+    """The idempotency key in its header."""
+    trace_id: str
+    priority: int | None
+
+
+class _Cut(Exception):
+    """The connection was lost between the end of the data and its answer."""
 
 
 class Outbox:
@@ -21,41 +40,73 @@ class Outbox:
         self._smtp: aiosmtplib.SMTP | None = None
         self._turn = asyncio.Lock()
 
-    async def send(
-        self, recipients: Sequence[str], octets: bytes, *, message_id: str, trace_id: str, priority: int | None
-    ) -> str:
+    async def send(self, handing: Handing) -> str:
         """Run one transaction; the text of the 250. Any recipient refused means nothing is sent.
 
-        Raises Refused, LoopRefused, SignInFailed, Unreachable (nothing was handed over), Unconfirmed.
+        Cut off after the data, it is run once more: its idempotency key keeps the node from accepting it twice.
+        Raises Refused, LoopRefused, KeyReused, SignInFailed, Unreachable (nothing was handed over), Unconfirmed.
         """
         async with self._turn:
-            smtp = await self._ready()
             try:
-                try:
-                    await self._mail(smtp, recipients, octets, priority)
-                except SMTPServerDisconnected:
-                    # A kept connection that the node has dropped since (idle, restarted): nothing was said yet.
-                    smtp = await self._ready(fresh=True)
-                    await self._mail(smtp, recipients, octets, priority)
-                await self._recipients(smtp, recipients, trace_id)
-            except SMTPResponseException as error:
-                raise await self._refused(smtp, error, None, trace_id) from None
-            except (SMTPException, OSError) as error:
-                self._drop()
-                raise Unreachable(f"the SMTP connection broke: {error}") from None
-            except asyncio.CancelledError:
-                self._drop()  # an answer is still under way: this connection cannot go on
-                raise
+                return await self._transact(await self._ready(), handing)
+            except _Cut:
+                pass
             try:
-                return (await smtp.data(octets, timeout=TIMEOUT)).message
-            except SMTPResponseException as error:
-                raise await self._refused(smtp, error, None, trace_id) from None
-            except (SMTPException, OSError):
-                self._drop()
-                raise Unconfirmed(message_id) from None
-            except asyncio.CancelledError:
-                self._drop()  # half a message was written: this connection cannot go on
-                raise
+                return await self._transact(await self._returned(), handing, again=True)
+            except (_Cut, Unreachable, SignInFailed):
+                raise Unconfirmed(handing.message_id, handing.key) from None
+
+    async def _transact(self, smtp: aiosmtplib.SMTP, handing: Handing, *, again: bool = False) -> str:
+        """Raises _Cut when the connection was lost with all of the message said; `again`: also when it is put off."""
+        recipients, octets, trace_id = handing.recipients, handing.octets, handing.trace_id
+        try:
+            try:
+                await self._mail(smtp, recipients, octets, handing.priority)
+            except SMTPServerDisconnected:
+                # A kept connection that the node has dropped since (idle, restarted): nothing was said yet.
+                smtp = await self._ready(fresh=True)
+                await self._mail(smtp, recipients, octets, handing.priority)
+            await self._recipients(smtp, recipients, trace_id)
+        except SMTPResponseException as error:
+            if again:
+                raise _Cut from None
+            raise await self._refused(smtp, error, None, trace_id) from None
+        except Refused:
+            if again:
+                raise _Cut from None  # a recipient may have gone since; of the first try this says nothing
+            raise
+        except (SMTPException, OSError) as error:
+            self._drop()
+            raise Unreachable(f"the SMTP connection broke: {error}") from None
+        except asyncio.CancelledError:
+            self._drop()  # an answer is still under way: this connection cannot go on
+            raise
+        try:
+            return (await smtp.data(octets, timeout=TIMEOUT)).message
+        except SMTPResponseException as error:
+            refused = await self._refused(smtp, error, None, trace_id)
+            if again and refused.temporary:
+                raise _Cut from None
+            raise refused from None
+        except (SMTPException, OSError):
+            self._drop()
+            raise _Cut from None
+        except asyncio.CancelledError:
+            self._drop()  # half a message was written: this connection cannot go on
+            raise
+
+    async def _returned(self) -> aiosmtplib.SMTP:
+        """A new connection as soon as there is one: a node that was killed is mostly back within seconds."""
+        pause, left = 0.05, BACK_WITHIN
+        while True:
+            try:
+                return await self._ready(fresh=True)
+            except Unreachable:
+                if left <= 0:
+                    raise
+            await asyncio.sleep(pause)
+            left -= pause
+            pause = min(2 * pause, 0.8)
 
     async def close(self) -> None:
         smtp, self._smtp = self._smtp, None
@@ -132,7 +183,11 @@ class Outbox:
         found = _ENHANCED.match(error.message)
         text = _ENHANCED.sub("", error.message).replace("\n", " ").strip()
         enhanced = found.group(1) if found else ""
-        kind = LoopRefused if (error.code, enhanced) == (554, "5.4.6") else Refused
+        kind = Refused
+        if (error.code, enhanced) == (554, "5.4.6"):
+            kind = LoopRefused
+        elif (error.code, enhanced) == (554, "5.7.1") and text.startswith("Idempotency-Key"):
+            kind = KeyReused
         return kind(error.code, enhanced, text, recipient=recipient, trace_id=trace_id)
 
     def _drop(self) -> None:

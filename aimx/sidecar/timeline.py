@@ -494,7 +494,7 @@ def _say(step: Step) -> str:
         case "erased":
             return "erased"
         case _:
-            return step.event
+            return _text(detail.get("text")) or step.event
 
 
 # ── outcomes and sums ────────────────────────────────────────────────────────────────────────────────────────────────

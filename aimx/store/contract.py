@@ -653,6 +653,9 @@ class Store(Protocol):
         only the events are written and the message is kept.
         """
 
+    async def repeated(self, once: Once, now_ms: int) -> str | None:
+        """The eid of the message that was accepted under this promise. None also when it was another message."""
+
     # the queue
     async def claim(
         self,
@@ -816,7 +819,10 @@ class Store(Protocol):
 
     # housekeeping and nodes
     async def sweep(self, now_ms: int) -> None:
-        """Drop what has run out (idempotency keys, silent nodes' records), a bounded number a call."""
+        """Drop what has run out (idempotency keys, silent nodes' records), a bounded number a call, in short commits.
+
+        Costs one small read when nothing has.
+        """
 
     async def beat(self, record: NodeRecord) -> bool:
         """A worker's sign of life. Returns whether its node was asked to drain; `record.draining` is not stored.

@@ -61,7 +61,8 @@ SPANS: tuple[SpanSpec, ...] = (
         "smtp receive",
         SERVER,
         "the continued context; untrusted: none",
-        "untrusted: the claimed context; a trusted header of another trace: the message it answers",
+        "untrusted: the claimed context; a trusted header of another trace: the message it answers; a message sent"
+        " again: its first acceptance",
         (
             "messaging.message.envelope.size",
             "messaging.batch.message_count",
@@ -76,6 +77,8 @@ SPANS: tuple[SpanSpec, ...] = (
             "aimx.loop.count",
             "aimx.loop.limit",
             "aimx.trace_only",
+            "aimx.idempotent.replay",
+            "aimx.idempotent.first",
             "tls.protocol.version",
         ),
         ("smtp.auth", "smtp.recipient_refused", "loop.warned", "loop.refused"),
@@ -306,6 +309,7 @@ METRICS: tuple[MetricSpec, ...] = (
     # Label values: door agent|peer|stranger|imap|http|internal; outcome delivered|deferred|failed.
     _counter("aimx.messages.accepted", "{message}", ("door",), "Messages answered 250 (or taken by APPEND)."),
     _counter("aimx.messages.rejected", "{message}", ("code",), "Messages or recipients refused, by enhanced code."),
+    _counter("aimx.messages.repeated", "{message}", ("outcome",), "Idempotency keys seen again: replayed or refused."),
     _histogram("aimx.message.size", "By", ("door",), "Size of accepted messages.", _SIZES),
     _histogram("aimx.accept.duration", "s", ("door",), "From the end of the data to the reply.", _LATENCY),
     _counter("aimx.deliveries", "{attempt}", ("transport", "outcome", "error_type"), "Delivery attempts."),

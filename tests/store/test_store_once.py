@@ -135,3 +135,13 @@ async def test_keys_outlive_a_restart(opening: Any) -> None:
         await second.accept(new_message(), [new_target("gone@fabric.local")], nothing, once=once())
     assert told.value.eid == message.eid
     await second.close()
+
+
+async def test_it_can_be_asked_what_a_promise_was_kept_with(store: Store) -> None:
+    first = new_message()
+    assert await store.repeated(once(), T0) is None
+    await send(store, once(), first)
+    assert await store.repeated(once(), T0) == first.eid
+    assert await store.repeated(once(digest=b"e" * 32), T0) is None
+    assert await store.repeated(once(agent=BOB), T0) is None
+    assert await store.repeated(once(), FAR) is None

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from aimx.store.contract import (
+    AlreadyExists,
     Buffered,
     Hold,
     MailboxKey,
@@ -21,6 +22,7 @@ from aimx.store.contract import (
     NodeRecord,
     Once,
     Placed,
+    Repeated,
     SpanRef,
     Store,
     StoreError,
@@ -28,6 +30,7 @@ from aimx.store.contract import (
 )
 from aimx.store.search import HasFlag
 from aimx.store.sqlite import SqliteStore, connection, lookup, writer
+from tests.lying_disk import lying
 from tests.store.conftest import ALICE, BOB, key_of
 from tests.store.factory import T0, filed, new_agent, new_event, new_message, new_target, nothing, span, telling
 
@@ -248,6 +251,7 @@ async def use_what_leaves(store: Store) -> None:
     await store.hold(Hold("agent", "x@y", "", "admin", T0), [])
     await store.erase(message.eid, [])
     await store.release("agent", "x@y", [])
+    await store.repeated(Once(ALICE, "k", b"d", far), T0)
     await store.sweep(far)
     await store.beat(NodeRecord("n1", 0, "host", 1, T0, T0, "0"))
     await store.drain("n1", True)
@@ -284,6 +288,29 @@ async def test_a_full_disk_refuses_leaves_nothing_half_done_and_recovers(sqlite:
     await pages(sqlite, lambda used: used + 100_000)
     assert await send()
     assert list((await sqlite.select(inbox, False)).uids) == list(range(1, accepted + 2))
+
+
+async def test_a_commit_that_only_seemed_to_fail_is_known_again_by_its_key(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A group is tried again one by one: who has a key hears that it is in already, others that an id is taken."""
+    lies = lying(monkeypatch)
+    store = SqliteStore(path, "n1")
+    await store.open()
+    await store.add_agent(new_agent(BOB), [])
+    keyed, plain = new_message(), new_message()
+    lies.left = 1
+    results = await asyncio.gather(
+        store.accept(keyed, [new_target(BOB)], nothing, once=Once(ALICE, "k", b"d", 2 * T0)),
+        store.accept(plain, [new_target(BOB)], nothing),
+        return_exceptions=True,
+    )
+    assert lies.left == 0
+    assert [type(result) for result in results] == [Repeated, AlreadyExists]
+    assert isinstance(results[0], Repeated)
+    assert results[0].eid == keyed.eid
+    assert len(await store.fetch(await key_of(store, BOB), ALL)) == 2
+    await store.close()
 
 
 async def test_another_process_that_holds_the_lock_makes_it_unavailable_for_a_while(

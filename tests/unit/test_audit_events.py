@@ -38,6 +38,7 @@ EVERY = [
     events.message_rejected(STAMP, code=550, status="5.7.1", by="ann@x.example", recipients=("bob@x.example",)),
     events.message_rejected(STAMP, code=550, status="5.7.1", by="", n=40, since_ms=1_780_000_000_000),
     events.message_traced(STAMP, eid=M2, data=DIGESTS["data"], by="ann@x.example", recipients=("bob@x.example",)),
+    events.message_repeated(STAMP, message=M1, key=KEY, by="ann@x.example"),
     events.loop_refused(
         STAMP, rule="repeats", count=6, by="ann@x.example", loop="wf-secret", recipients=("bob@x.example",)
     ),

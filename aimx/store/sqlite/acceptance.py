@@ -24,7 +24,7 @@ from aimx.store.contract import (
 )
 from aimx.store.sqlite import bodies, flags
 from aimx.store.sqlite.events import record
-from aimx.store.sqlite.once import Keys
+from aimx.store.sqlite.keys import Keys
 from aimx.store.sqlite.sets import as_json, insert, rows
 from aimx.store.sqlite.writer import Tx
 

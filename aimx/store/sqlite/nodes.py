@@ -50,5 +50,9 @@ def drain(tx: Tx, node: str, on: bool) -> None:
         raise NotFound(f"there is no node {node}")
 
 
+def any_silent(db: sqlite3.Connection, now_ms: int) -> bool:
+    return db.execute("SELECT 1 FROM node WHERE seen_ms <= ? LIMIT 1", (now_ms - SILENT_MS,)).fetchone() is not None
+
+
 def sweep(tx: Tx, now_ms: int) -> None:
     tx.db.execute("DELETE FROM node WHERE seen_ms <= ?", (now_ms - SILENT_MS,))

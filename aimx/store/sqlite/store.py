@@ -48,10 +48,10 @@ from aimx.store.sqlite import (
     entries,
     erasure,
     events,
+    keys,
     lookup,
     mailboxes,
     nodes,
-    once,
     queue,
     schemas,
     search,
@@ -61,8 +61,8 @@ from aimx.store.sqlite.reader import Reader
 from aimx.store.sqlite.writer import Tx, Writer, refusal
 
 T = TypeVar("T")
-SWEPT = 1_000
-"""Idempotency keys dropped by one call of `sweep`."""
+SWEPT, SWEEPS = 1_000, 50
+"""Idempotency keys dropped by one commit of `sweep`; its commits at most."""
 
 
 class SqliteStore:
@@ -184,6 +184,9 @@ class SqliteStore:
     ) -> list[Outcome]:
         outcomes: list[Outcome] = await self._writer.submit_item(Acceptance(message, targets, witness, settles, once))
         return outcomes
+
+    async def repeated(self, once: Once, now_ms: int) -> str | None:
+        return self._reader.near(lambda db: keys.repeated(db, once, now_ms))
 
     # the queue
     async def claim(
@@ -356,8 +359,12 @@ class SqliteStore:
 
     # housekeeping and nodes
     async def sweep(self, now_ms: int) -> None:
-        await self._write(lambda tx: once.sweep(tx, now_ms, SWEPT))
-        await self._write(lambda tx: nodes.sweep(tx, now_ms))
+        for _ in range(SWEEPS):
+            if not self._reader.near(lambda db: keys.any_ran_out(db, now_ms)):
+                break
+            await self._write(lambda tx: keys.sweep(tx, now_ms, SWEPT))
+        if self._reader.near(lambda db: nodes.any_silent(db, now_ms)):
+            await self._write(lambda tx: nodes.sweep(tx, now_ms))
 
     async def beat(self, record: NodeRecord) -> bool:
         return await self._write(lambda tx: nodes.beat(tx, record))

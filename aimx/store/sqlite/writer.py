@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from aimx.failpoint import reach
 from aimx.store.contract import AlreadyExists, Topic, Unavailable
 from aimx.store.sqlite.checkpoint import Checkpointer
 from aimx.store.sqlite.connection import connect
@@ -200,7 +201,9 @@ class Writer:
             verdicts = self._items(tx, items) if items else []
             verdicts += [self._single(tx, job) for job in jobs if job.work is not None]
             self._lazy(tx)
+            reach("store.commit")
             db.execute("COMMIT")
+            reach("store.committed")
         except Exception as error:
             self._roll_back(db)
             if is_blocked(error):

@@ -52,6 +52,18 @@ def _load(db: sqlite3.Connection, pairs: list[tuple[str, str]]) -> list[list[Any
     )
 
 
+def repeated(db: sqlite3.Connection, once: Once, now_ms: int) -> str | None:
+    row = db.execute(
+        "SELECT eid FROM once WHERE agent = ? AND key = ? AND digest = ? AND until_ms > ?",
+        (once.agent, once.key, once.digest, now_ms),
+    ).fetchone()
+    return row[0] if row else None
+
+
+def any_ran_out(db: sqlite3.Connection, now_ms: int) -> bool:
+    return db.execute("SELECT 1 FROM once WHERE until_ms <= ? LIMIT 1", (now_ms,)).fetchone() is not None
+
+
 def sweep(tx: Tx, now_ms: int, limit: int) -> None:
     tx.db.execute(
         "DELETE FROM once WHERE (agent, key) IN (SELECT agent, key FROM once WHERE until_ms <= ? LIMIT ?)",
