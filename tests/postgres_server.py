@@ -175,11 +175,4 @@ def _as_postgres() -> list[str]:
     if not _is_root():
         return ["setpriv", "--pdeathsig=QUIT", "--"]
     account = pwd.getpwnam(SUPERUSER)
-    return [
-        "setpriv",
-        f"--reuid={account.pw_uid}",
-        f"--regid={account.pw_gid}",
-        "--clear-groups",
-        "--pdeathsig=QUIT",
-        "--",
-    ]
+    return ["setpriv", f"--reuid={account.pw_uid}", f"--regid={account.pw_gid}", "--clear-groups", "--pdeathsig=QUIT", "--"]
