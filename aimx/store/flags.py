@@ -32,36 +32,26 @@ def has_keywords(bits: int) -> bool:
     return bits >= 1 << FIRST_KEYWORD
 
 
-def split(names: Iterable[str]) -> tuple[int, list[str]]:
-    r"""Bits of the fixed names; keywords. Other `\` names (`\Recent`) are not a client's to set."""
-    bits, others = 0, []
-    for name in names:
-        if (bit := FIXED_BITS.get(name.lower())) is not None:
+def encode(names: Iterable[str], keywords: Sequence[str] = ()) -> tuple[int, list[str]]:
+    r"""The bit set of the names, and the keywords that the owner has not, sorted.
+
+    Other `\` names than the fixed ones (`\Recent`) are not a client's to set: left out.
+    """
+    bits = 0
+    missing: dict[str, str] = {}
+    have = {name.lower(): 1 << bit for bit, name in enumerate(keywords, FIRST_KEYWORD)} | FIXED_BITS
+    for name in sorted(names):
+        folded = name.lower()
+        if (bit := have.get(folded)) is not None:
             bits |= bit
         elif not name.startswith("\\"):
-            others.append(name)
-    return bits, others
-
-
-def encode(names: Iterable[str], keywords: Sequence[str]) -> tuple[int, list[str]]:
-    """The bit set of the names, as far as the owner's keywords have them, and those it has not, sorted."""
-    bits, others = split(names)
-    if not others:
-        return bits, []
-    have = {name.lower(): 1 << bit for bit, name in enumerate(keywords, FIRST_KEYWORD)}
-    missing: dict[str, str] = {}
-    for other in sorted(others):
-        if (bit := have.get(other.lower())) is not None:
-            bits |= bit
-        else:
-            missing.setdefault(other.lower(), other)
+            missing.setdefault(folded, name)
     return bits, list(missing.values())
 
 
 def extend(bits: int, missing: Sequence[str], keywords: Sequence[str]) -> tuple[int, list[tuple[int, str]]]:
     """The bit set with `missing` in it, and the (bit, name) that each of them gets. Raises TooManyKeywords."""
-    first = FIRST_KEYWORD + len(keywords)
     if len(keywords) + len(missing) > MAX_KEYWORDS:
         raise TooManyKeywords(f"at most {MAX_KEYWORDS} different keywords")
-    made = list(enumerate(missing, first))
+    made = list(enumerate(missing, FIRST_KEYWORD + len(keywords)))
     return bits | sum(1 << bit for bit, _ in made), made

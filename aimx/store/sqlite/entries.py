@@ -19,10 +19,11 @@ from aimx.store.contract import (
     Row,
     SpanRef,
 )
+from aimx.store.recent import Claims
 from aimx.store.search import Ranges
 from aimx.store.sqlite import bodies, flags
 from aimx.store.sqlite.events import record
-from aimx.store.sqlite.mailboxes import Box, Claims, box
+from aimx.store.sqlite.mailboxes import Box, box
 from aimx.store.sqlite.sets import as_json, numbers, rows
 from aimx.store.sqlite.writer import Tx
 

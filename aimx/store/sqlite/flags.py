@@ -1,7 +1,7 @@
 """The owner's keywords in SQLite. What a bit set means: aimx/store/flags.py."""
 
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Collection
 
 from aimx.store.flags import (
     ACKED,
@@ -14,7 +14,6 @@ from aimx.store.flags import (
     encode,
     extend,
     has_keywords,
-    split,
 )
 
 __all__ = [
@@ -37,18 +36,18 @@ def keywords(db: sqlite3.Connection, owner: int) -> tuple[str, ...]:
     return tuple(name for (name,) in db.execute("SELECT name FROM keyword WHERE owner = ? ORDER BY bit", (owner,)))
 
 
-def known(db: sqlite3.Connection, owner: int, names: Iterable[str]) -> int:
+def known(db: sqlite3.Connection, owner: int, names: Collection[str]) -> int:
     """The bit set of those names that the owner has."""
-    names = tuple(names)
-    return encode(names, keywords(db, owner) if split(names)[1] else ())[0]
+    bits, missing = encode(names)
+    return encode(names, keywords(db, owner))[0] if missing else bits
 
 
-def allot(db: sqlite3.Connection, owner: int, names: Iterable[str]) -> int:
+def allot(db: sqlite3.Connection, owner: int, names: Collection[str]) -> int:
     """The bit set of the names; new keywords get their bit. Raises TooManyKeywords."""
-    bits, missing = encode(names, ())
+    bits, missing = encode(names)
     if missing:
         have = keywords(db, owner)
-        bits, missing = encode([*decode(bits), *missing], have)
+        bits, missing = encode(names, have)
         bits, made = extend(bits, missing, have)
         db.executemany("INSERT INTO keyword (owner, bit, name) VALUES (?, ?, ?)", [(owner, *pair) for pair in made])
     return bits

@@ -1,7 +1,6 @@
 """Mailboxes as names and counts: list, create, delete, rename, subscribe, STATUS, SELECT."""
 
 import sqlite3
-import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -18,13 +17,12 @@ from aimx.store.contract import (
     Snapshot,
     Status,
 )
+from aimx.store.names import MOST, below, canonical, moved, superiors
+from aimx.store.recent import Claims
 from aimx.store.sqlite import flags
 from aimx.store.sqlite.events import record
 from aimx.store.sqlite.sets import numbers
 from aimx.store.sqlite.writer import Tx
-
-MOST = 10_000
-"""Mailboxes of an agent, and names it subscribes to: each LIST and LSUB answers with all of them at once."""
 
 
 class Box(NamedTuple):
@@ -52,43 +50,16 @@ def box(db: sqlite3.Connection, key: MailboxKey) -> Box:
     return Box(*row)
 
 
-class Claims:
-    r"""Up to which UID a session of this life has already been told \Recent, by mailbox.
-
-    All sessions of a node are in this process, so memory decides who is first; the table follows with the next commit
-    that has another reason. After a crash a message may be \Recent once more, as RFC 3501 §2.3.2 allows.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._from: dict[int, int] = {}
-        self._unsaved: dict[int, int] = {}
-
-    def first_recent(self, mailbox: int, stored: int, uidnext: int, claim: bool) -> int:
-        with self._lock:
-            first = max(stored, self._from.get(mailbox, 0))
-            if claim and uidnext > first:
-                self._from[mailbox] = self._unsaved[mailbox] = uidnext
-            return first
-
-    def save(self, tx: Tx) -> None:
-        with self._lock:
-            unsaved, self._unsaved = self._unsaved, {}
-        for mailbox, first in unsaved.items():
-            tx.db.execute(
-                "UPDATE mailbox SET recent_from = ?1, recent = (SELECT count(*) FROM entry e"
-                " WHERE e.owner = mailbox.owner AND e.mailbox = mailbox.id AND e.uid >= ?1) WHERE id = ?2",
-                (first, mailbox),
-            )
+def save_claims(tx: Tx, claims: Claims) -> None:
+    for mailbox, first in claims.take_unsaved().items():
+        tx.db.execute(
+            "UPDATE mailbox SET recent_from = ?1, recent = (SELECT count(*) FROM entry e"
+            " WHERE e.owner = mailbox.owner AND e.mailbox = mailbox.id AND e.uid >= ?1) WHERE id = ?2",
+            (first, mailbox),
+        )
 
 
 # ── names ────────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def canonical(name: str) -> str:
-    """INBOX in upper case, as the first level of others too (RFC 3501 §5.1)."""
-    first, slash, rest = name.partition("/")
-    return INBOX + slash + rest if first.upper() == INBOX else name
 
 
 def make(tx: Tx, owner: int, name: str, special_use: str | None = None) -> int:
@@ -137,12 +108,12 @@ def rename(tx: Tx, owner: str, old: str, new: str) -> None:
         _make_superiors(tx, number, new)
         _empty_into(tx, MailboxKey(owner, source), make(tx, number, new))
         return
-    moved = {name: new + name[len(old) :] for name in [old, *_inferiors(db, number, old)]}
-    if any(name not in moved and _id(db, number, name) is not None for name in moved.values()):
+    pairs = moved(old, new, [old, *_inferiors(db, number, old)])
+    going = {name for name, _ in pairs}
+    if any(name not in going and _id(db, number, name) is not None for _, name in pairs):
         raise AlreadyExists("there is a mailbox of that name")
-    # Deepest first when going down (a to a/b), else the new name of one may be the old one of another.
-    for name in sorted(moved, key=len, reverse=len(new) > len(old)):
-        db.execute("UPDATE mailbox SET name = ? WHERE owner = ? AND name = ?", (moved[name], number, name))
+    for now, then in pairs:
+        db.execute("UPDATE mailbox SET name = ? WHERE owner = ? AND name = ?", (then, number, now))
     _make_superiors(tx, number, new)
 
 
@@ -171,17 +142,14 @@ def _empty_into(tx: Tx, inbox: MailboxKey, to: int) -> None:
 
 
 def _make_superiors(tx: Tx, owner: int, name: str) -> None:
-    levels = name.split("/")
-    for depth in range(1, len(levels)):
-        superior = "/".join(levels[:depth])
+    for superior in superiors(name):
         if _id(tx.db, owner, superior) is None:
             make(tx, owner, superior)
 
 
 def _inferiors(db: sqlite3.Connection, owner: int, name: str) -> list[str]:
-    # "0" follows "/": the names in between are the inferiors.
     sql = "SELECT name FROM mailbox WHERE owner = ? AND name > ? AND name < ?"
-    return [found for (found,) in db.execute(sql, (owner, name + "/", name + "0"))]
+    return [found for (found,) in db.execute(sql, (owner, *below(name)))]
 
 
 def _check_room(db: sqlite3.Connection, table: str, owner: int) -> None:

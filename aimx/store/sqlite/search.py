@@ -1,109 +1,17 @@
-"""SEARCH keys as SQL. What SQL cannot tell counts as "may hold", whichever way it is asked, so that the result is
-never too small; the session then looks at the candidates itself.
-"""
+"""SEARCH in SQLite. What the keys mean in SQL: aimx/store/condition.py."""
 
 import sqlite3
-from dataclasses import dataclass, field
 
+from aimx.store.condition import condition
 from aimx.store.contract import MailboxKey
-from aimx.store.search import (
-    And,
-    Everything,
-    HasFlag,
-    Header,
-    Internal,
-    Not,
-    Or,
-    Ranges,
-    Recent,
-    SearchKey,
-    Sent,
-    Size,
-    Text,
-    Uids,
-)
+from aimx.store.search import SearchKey
 from aimx.store.sqlite import flags
 from aimx.store.sqlite.mailboxes import box
 from aimx.store.sqlite.sets import numbers
 
-MAX_DEPTH = 100
-"""Of keys in keys. SQLite allows expressions 1,000 deep; what is deeper here is left to the session."""
-
 
 def search(db: sqlite3.Connection, key: MailboxKey, criteria: SearchKey) -> tuple[list[int], bool]:
     own = box(db, key)
-    names = {name.lower(): 1 << bit for bit, name in enumerate(flags.keywords(db, own.owner), flags.FIRST_KEYWORD)}
-    compiler = _Compiler(names)
-    condition = compiler.compile(criteria)
-    sql = f"SELECT uid AS n FROM entry WHERE owner = ? AND mailbox = ? AND {condition}"  # noqa: S608
-    return numbers(db, sql, (own.owner, own.id)).tolist(), compiler.exact
-
-
-@dataclass
-class _Compiler:
-    """Writes numbers only, never text of a client, into the SQL: nothing to quote, nothing to count."""
-
-    keywords: dict[str, int]
-    exact: bool = field(default=True)
-
-    def compile(self, key: SearchKey, positive: bool = True, depth: int = 0) -> str:
-        """A condition that holds wherever the key (not `positive`: its opposite) may hold."""
-        if depth > MAX_DEPTH:
-            return self._unknown()
-        match key:
-            case Not(inner):
-                return self.compile(inner, not positive, depth + 1)
-            case And(keys):
-                return _joined([self.compile(k, positive, depth + 1) for k in keys], every=positive)
-            case Or(keys):
-                return _joined([self.compile(k, positive, depth + 1) for k in keys], every=not positive)
-            case Header() | Text() | Sent():
-                return self._unknown()
-            case _:
-                leaf = self._leaf(key)
-                return leaf if positive else f"NOT ({leaf})"
-
-    def _leaf(self, key: Everything | Uids | HasFlag | Recent | Internal | Size) -> str:
-        match key:
-            case Everything():
-                return "1"
-            case Uids(ranges):
-                return _in_ranges(ranges)
-            case HasFlag(flag):
-                bit = flags.FIXED_BITS.get(flag.lower()) or self.keywords.get(flag.lower())
-                return f"flags & {bit} != 0" if bit else "0"
-            case Recent(since_uid):
-                return f"uid >= {since_uid:d}"
-            case Internal(low, high):
-                bounds = [f"internal_ms >= {low:d}"] if low is not None else []
-                bounds += [f"internal_ms < {high:d}"] if high is not None else []
-                return _joined(bounds, every=True)
-            case Size(op, octets):
-                return f"size {'>' if op == '>' else '<'} {min(octets, 2**62):d}"
-
-    def _unknown(self) -> str:
-        self.exact = False
-        return "1"
-
-
-def _joined(conditions: list[str], *, every: bool) -> str:
-    """As a balanced tree: SQLite would hang a long chain one under the other and find it too deep."""
-    if not conditions:
-        return "1" if every else "0"
-    if len(conditions) == 1:
-        return conditions[0]
-    middle = len(conditions) // 2
-    word = "AND" if every else "OR"
-    return f"({_joined(conditions[:middle], every=every)} {word} {_joined(conditions[middle:], every=every)})"
-
-
-def _in_ranges(ranges: Ranges) -> str:
-    """A search tree of CASEs: thousands of ranges cost a dozen comparisons an entry."""
-    if not ranges:
-        return "0"
-    if len(ranges) == 1:
-        low, high = ranges[0]
-        return f"uid BETWEEN {low:d} AND {high:d}"
-    middle = len(ranges) // 2
-    left, right = _in_ranges(ranges[:middle]), _in_ranges(ranges[middle:])
-    return f"CASE WHEN uid < {ranges[middle][0]:d} THEN {left} ELSE {right} END"
+    where, exact = condition(criteria, flags.keywords(db, own.owner))
+    sql = f"SELECT uid AS n FROM entry WHERE owner = ? AND mailbox = ? AND {where}"  # noqa: S608
+    return numbers(db, sql, (own.owner, own.id)).tolist(), exact

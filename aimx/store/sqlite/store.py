@@ -39,6 +39,7 @@ from aimx.store.contract import (
     Tried,
     worker_name,
 )
+from aimx.store.recent import Claims
 from aimx.store.search import Ranges, SearchKey
 from aimx.store.sqlite import (
     acceptance,
@@ -75,7 +76,7 @@ class SqliteStore:
         self._path = path
         self._node = node
         self._guest = guest
-        self._claims = mailboxes.Claims()
+        self._claims = Claims()
         self._pasts: lookup.Pasts
         self._subscribers: dict[Topic, dict[object, Callable[[], None]]] = {}
         self._writer: Writer
@@ -88,7 +89,9 @@ class SqliteStore:
         except (sqlite3.Error, OSError) as error:
             raise refusal(error) from error
         self._pasts = lookup.Pasts()
-        self._writer = Writer(self._path, acceptance.accept, self._claims.save, self._notify)
+        self._writer = Writer(
+            self._path, acceptance.accept, lambda tx: mailboxes.save_claims(tx, self._claims), self._notify
+        )
         self._writer.start()
         if not self._guest:
             await self._write(lambda tx: queue.free_leases(tx, worker_name(self._node, 0)))
@@ -98,6 +101,9 @@ class SqliteStore:
     async def close(self) -> None:
         await self._writer.close()
         await self._reader.close()
+
+    def _save_claims(self, tx: Tx) -> None:
+        mailboxes.save_claims(tx, self._claims)
 
     def subscribe(self, topic: Topic, callback: Callable[[], None]) -> Callable[[], None]:
         token = object()
