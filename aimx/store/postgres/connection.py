@@ -23,7 +23,7 @@ MINIMUM = 150_000
 CONNECT_S = 3.0
 WAIT_S = 3.0
 """How long a call waits for a free connection before it says that there is none."""
-ANSWER_S = 30.0
+ANSWER_S = 10.0
 """After this long without an answer a connection is given up: the network may be cut."""
 QUIET_S = 5.0
 """Between two log lines about a database that cannot be reached."""
@@ -32,8 +32,8 @@ _SETTINGS = {
     "search_path": SCHEMA,
     "synchronous_commit": "on",
     "default_transaction_isolation": "read committed",
-    "lock_timeout": "5s",
-    "statement_timeout": "20s",
+    "lock_timeout": "4s",
+    "statement_timeout": "9s",
     "idle_in_transaction_session_timeout": "30s",
     # Every statement here is made to walk an index from a few given keys. Whoever plans by statistics of an hour ago,
     # when the table was empty, finds otherwise.

@@ -118,9 +118,11 @@ class Writer(Generic[Item]):
     async def _roll_back(self, db: Db, error: Exception) -> None:
         if is_blocked(error):
             self._complain("transaction failed", error)
+        if is_lost(error):
+            db.terminate()
+            return
         try:
-            if not db.is_closed():
-                await db.execute("ROLLBACK")
+            await db.execute("ROLLBACK")
         except Exception:
             db.terminate()
 

@@ -9,12 +9,12 @@
 --
 -- Locks are taken in this order: mailbox rows by id, agent rows by id, idempotency keys by (agent, key), deliveries.
 
--- Highest UIDVALIDITY ever given: it must differ each time a mailbox name comes back (RFC 3501 §2.3.1.1).
+-- `uidvalidity`: the highest ever given, for it must differ each time a mailbox name comes back (RFC 3501 §2.3.1.1).
 CREATE TABLE counter (
     name  text   NOT NULL PRIMARY KEY,
     value bigint NOT NULL
 );
-INSERT INTO counter VALUES ('uidvalidity', 0);
+INSERT INTO counter VALUES ('uidvalidity', 0), ('agents', 0);
 
 -- Who counts in `chain`: one number for each worker of each node, the same in its later lives.
 CREATE TABLE writer (
