@@ -6,7 +6,7 @@ changed by an upsert on the key, deleted range by range.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from operator import itemgetter
 from typing import Any
 
@@ -209,7 +209,7 @@ _GONE = "RETURNING uid, message, flags, size"
 _EXPUNGE = f"DELETE FROM entry WHERE owner = $1 AND mailbox = $2 AND flags & {DELETED} <> 0"  # noqa: S608
 _EXPUNGE_ALL = f"{_EXPUNGE} {_GONE}"
 _EXPUNGE_RANGE = f"{_EXPUNGE} AND uid BETWEEN $3 AND $4 {_GONE}"
-_MOVE_RANGE = f"DELETE FROM entry WHERE owner = $1 AND mailbox = $2 AND uid BETWEEN $3 AND $4 {_GONE}"  # noqa: S608
+_REMOVE_RANGE = f"DELETE FROM entry WHERE owner = $1 AND mailbox = $2 AND uid BETWEEN $3 AND $4 {_GONE}"  # noqa: S608
 _BURY = (
     "WITH gone AS MATERIALIZED (SELECT * FROM"  # noqa: S608
     "  unnest($3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[]) g (uid, message, flags, size)),"
@@ -238,7 +238,14 @@ async def expunge(
     return result
 
 
-async def _each(db: Db, sql: str, own: Box, uids: Ranges) -> Sequence[Any]:
+async def remove(tx: Tx, key: MailboxKey, uids: Sequence[int]) -> None:
+    """Whatever their flags (erasure)."""
+    (own,) = await lock(tx.db, key)
+    gone = await _each(tx.db, _REMOVE_RANGE, own, [(uid, uid) for uid in uids])
+    await _bury(tx, key, own, gone, own.modseq + 1)
+
+
+async def _each(db: Db, sql: str, own: Box, uids: Iterable[tuple[int, int]]) -> Sequence[Any]:
     found: Sequence[Any] = await db.fetchmany(sql, [(own.owner, own.id, low, high) for low, high in uids])
     return found
 
@@ -295,8 +302,8 @@ async def _copy(
             await _check_quota(tx.db, own)
         else:
             # Up to the last one found: where both are one mailbox, an open range would take the new ones too.
-            left = tuple((low, min(high, pairs[-1][0])) for low, high in uids if low <= pairs[-1][0])
-            gone = await _each(tx.db, _MOVE_RANGE, own, left)
+            left = [(low, min(high, pairs[-1][0])) for low, high in uids if low <= pairs[-1][0]]
+            gone = await _each(tx.db, _REMOVE_RANGE, own, left)
             await _bury(tx, key, own, gone, modseq + 1 if own.id == goal.id else own.modseq + 1)
     await record(tx, witness(result))
     return result
