@@ -67,7 +67,7 @@ def programs() -> Path:
 
 @dataclass
 class PostgresServer:
-    """A cluster and the server that runs on it. Its folder is not pytest's: those are closed to the account it runs as."""
+    """A cluster and the server that runs on it. Its folder is not pytest's, which its account may not enter."""
 
     bin: Path = field(default_factory=programs)
     settings: dict[str, str] = field(default_factory=dict)
@@ -150,11 +150,14 @@ class PostgresServer:
     def url(self, name: str, user: str = SUPERUSER) -> str:
         return f"postgresql://{user}@127.0.0.1:{self.port}/{name}"
 
-    def database(self, name: str | None = None) -> str:
-        """The address of a new, empty database."""
-        name = name or f"test_{os.getpid()}_{next(_numbers)}"
-        self.run(f'CREATE DATABASE "{name}"')
+    def database(self, like: str = "template1") -> str:
+        """The address of a new database: a copy of the one that is named, by default an empty one."""
+        name = f"test_{os.getpid()}_{next(_numbers)}"
+        self.run(f'CREATE DATABASE "{name}" TEMPLATE "{like}"')
         return self.url(name)
+
+    def drop(self, url: str) -> None:
+        self.run(f'DROP DATABASE IF EXISTS "{url.rpartition("/")[2]}" WITH (FORCE)')
 
     def run(self, sql: str, database: str = "postgres") -> list[tuple[object, ...]]:
         """One statement as superuser, outside a transaction."""
@@ -172,7 +175,8 @@ def _is_root() -> bool:
 
 def _as_postgres() -> list[str]:
     """PostgreSQL refuses to run as root. It ends with who started it."""
-    if not _is_root():
-        return ["setpriv", "--pdeathsig=QUIT", "--"]
-    account = pwd.getpwnam(SUPERUSER)
-    return ["setpriv", f"--reuid={account.pw_uid}", f"--regid={account.pw_gid}", "--clear-groups", "--pdeathsig=QUIT", "--"]
+    command = ["setpriv", "--pdeathsig=QUIT"]
+    if _is_root():
+        account = pwd.getpwnam(SUPERUSER)
+        command += [f"--reuid={account.pw_uid}", f"--regid={account.pw_gid}", "--clear-groups"]
+    return [*command, "--"]

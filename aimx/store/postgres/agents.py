@@ -50,6 +50,7 @@ async def remove(tx: Tx, address: str, events: Sequence[EventRow]) -> None:
     owner = await number(tx.db, address)
     if owner is None:
         raise NotFound(f"there is no agent {address}")
+    await tx.db.execute("SELECT pg_advisory_xact_lock($1, $2::bigint::int)", mailboxes.NAMES, owner)
     boxes = await tx.db.fetch("SELECT id FROM mailbox WHERE owner = $1 ORDER BY id FOR UPDATE", owner)
     await tx.db.execute("DELETE FROM entry WHERE owner = $1", owner)
     await tx.db.execute("DELETE FROM vanished WHERE owner = $1", owner)

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias, TypeVar
 
 import asyncpg
 
-from aimx.store.contract import AlreadyExists, StoreError, Unavailable
+from aimx.store.contract import AlreadyExists, NotFound, StoreError, Unavailable
 
 log = logging.getLogger(__name__)
 
@@ -81,6 +81,8 @@ def refusal(error: BaseException) -> BaseException:
         return error
     if isinstance(error, asyncpg.UniqueViolationError):
         return AlreadyExists("an id or name is taken")
+    if isinstance(error, asyncpg.ForeignKeyViolationError):
+        return NotFound("there is no such agent (any more)")
     if is_blocked(error):
         return Unavailable("the database cannot be written or read now")
     return error

@@ -34,9 +34,7 @@ async def record(tx: Tx, events: Iterable[EventRow]) -> None:
     for row in events:
         detail = as_json(row.detail) if row.detail else "{}"
         agent = storable_or_none(row.agent)
-        rows.append(
-            (row.eid, row.ev, row.t_ms, row.trace_id, row.span_id, row.leaf, row.ref, agent, row.key, detail)
-        )
+        rows.append((row.eid, row.ev, row.t_ms, row.trace_id, row.span_id, row.leaf, row.ref, agent, row.key, detail))
         links += [(eid, row.eid, n) for n, eid in enumerate(dict.fromkeys(row.messages))]
     if not rows:
         return

@@ -1,30 +1,20 @@
-"""Transactions that write: one for each call, and one for all acceptances that wait while the last one commits.
-
-Calls run beside each other on connections of the pool; PostgreSQL writes their commits together. Acceptances become
-groups: few statements for many messages. A group that fails is halved until the one that is at fault stands alone.
+"""Transactions that write. They run beside each other; PostgreSQL syncs their commits together.
 
 A commit whose answer was lost is looked for: the old connection's process is ended first, so that the answer found
 does not change any more.
 """
 
 import asyncio
-import logging
-from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Generic, NamedTuple, TypeVar
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
 
 import asyncpg
 
-from aimx.store.contract import StoreError, Topic, Unavailable
+from aimx.store.contract import Topic, Unavailable
 from aimx.store.postgres.connection import Complaint, Db, Pool, connect, is_blocked, is_lost, refusal
 
-log = logging.getLogger(__name__)
-
 T = TypeVar("T")
-Item = TypeVar("Item")
 
-MAX_GROUP = 256
-"""Acceptances in one commit: bounds how long the first of them waits for the last."""
 TRIES = 4
 """Of a transaction that PostgreSQL undid because of others (deadlock)."""
 FIND_OUT_S = 10.0
@@ -44,38 +34,29 @@ class Tx:
         """An eid of an event or a message that this transaction writes: there if, and only if, it was committed."""
 
 
-class _Undone(Exception):
+class Undone(Exception):
     """Nothing of the transaction was written. The cause says why."""
 
+    def __init__(self, cause: Exception) -> None:
+        super().__init__()
+        self.cause = cause
 
-class Job(NamedTuple):
-    future: "asyncio.Future[Any]"
-    item: Any
 
+class Writer:
+    """Runs what writes, on connections of a pool. All on the event loop's thread."""
 
-class Writer(Generic[Item]):
-    """Runs what writes. All on the event loop's thread."""
-
-    def __init__(
-        self,
-        pool: Pool,
-        batch: Callable[[Tx, list[Item]], Awaitable[Sequence[Any]]],
-        notify: Callable[[set[Topic]], None],
-    ) -> None:
-        """`batch` carries out many items; an item's result is an exception if it alone was refused."""
+    def __init__(self, pool: Pool, notify: Callable[[set[Topic]], None]) -> None:
         self._pool = pool
-        self._batch = batch
         self._notify = notify
-        self._waiting: deque[Job] = deque()
-        self._grouping: asyncio.Task[None] | None = None
         self._under_way: set[asyncio.Task[Any]] = set()
         self._closed = False
         self._complain = Complaint()
 
-    # ── one call ────────────────────────────────────────────────────────────────────────────────────────────────────
-
     async def run(self, work: Callable[[Tx], Awaitable[T]]) -> T:
-        """In a transaction of its own. It goes on to its end when the caller is cancelled."""
+        """One call in a transaction of its own, which goes on to its end when the caller is cancelled.
+
+        Raises what the contract says.
+        """
         if self._closed:
             raise Unavailable("the store is closed")
         task = asyncio.create_task(self._persist(work))
@@ -85,19 +66,17 @@ class Writer(Generic[Item]):
 
     async def _persist(self, work: Callable[[Tx], Awaitable[T]]) -> T:
         try:
-            return await self._transaction(work)
-        except _Undone as undone:
-            assert undone.__cause__ is not None
-            raise refusal(undone.__cause__) from undone.__cause__
+            return await self.transaction(work)
+        except Undone as undone:
+            raise refusal(undone.cause) from undone.cause
 
-    async def _transaction(self, work: Callable[[Tx], Awaitable[T]]) -> T:
-        """Raises _Undone, and StoreError where there is no connection."""
+    async def transaction(self, work: Callable[[Tx], Awaitable[T]]) -> T:
+        """Raises Undone; Unavailable where there is no connection, or no word from one whether it was done."""
         for left in reversed(range(TRIES)):
             try:
                 return await self._attempt(work)
-            except _Undone as undone:
-                cause = undone.__cause__
-                if not left or not isinstance(cause, asyncpg.DeadlockDetectedError | asyncpg.SerializationError):
+            except Undone as undone:
+                if not left or not isinstance(undone.cause, asyncpg.DeadlockDetectedError | asyncpg.SerializationError):
                     raise
         raise AssertionError
 
@@ -109,7 +88,7 @@ class Writer(Generic[Item]):
                 result = await work(tx)
             except Exception as error:
                 await self._roll_back(db, error)
-                raise _Undone from error
+                raise Undone(error) from error
             await self._commit(tx)
         if tx.topics:
             self._notify(tx.topics)
@@ -133,9 +112,9 @@ class Writer(Generic[Item]):
             self._complain("commit failed", error)
             if is_lost(error) and tx.proofs and await self._has_landed(tx):
                 return
-            raise _Undone from error
+            raise Undone(error) from error
         if status != "COMMIT":
-            raise _Undone from RuntimeError("a statement had failed and nobody looked")
+            raise Undone(RuntimeError("a statement had failed and nobody looked"))
 
     async def _has_landed(self, tx: Tx) -> bool:
         """Whether a commit was done whose answer did not come. Raises Unavailable when that cannot be known."""
@@ -172,62 +151,8 @@ class Writer(Generic[Item]):
             else:
                 return bool(found)
 
-    # ── groups ──────────────────────────────────────────────────────────────────────────────────────────────────────
-
-    def submit(self, item: Item) -> "asyncio.Future[Any]":
-        """The item's result, after the commit of its group."""
-        if self._closed:
-            raise Unavailable("the store is closed")
-        future = asyncio.get_running_loop().create_future()
-        self._waiting.append(Job(future, item))
-        if self._grouping is None:
-            self._grouping = asyncio.create_task(self._group())
-        return future
-
-    async def _group(self) -> None:
-        """Groups, one after the other, for as long as somebody waits."""
-        try:
-            await asyncio.sleep(0)  # the others that this turn of the loop brings
-            while self._waiting:
-                jobs = [self._waiting.popleft() for _ in range(min(MAX_GROUP, len(self._waiting)))]
-                await self._settle(jobs)
-        finally:
-            self._grouping = None
-
-    async def _settle(self, jobs: list[Job]) -> None:
-        """Carry out these and answer each. Raises nothing."""
-        try:
-            results = await self._transaction(lambda tx: self._batch(tx, [job.item for job in jobs]))
-        except _Undone as undone:
-            cause = undone.__cause__
-            assert isinstance(cause, Exception)
-            if len(jobs) > 1 and not is_lost(cause):
-                half = len(jobs) // 2
-                await self._settle(jobs[:half])
-                await self._settle(jobs[half:])
-            else:
-                answer(jobs, [refusal(cause)] * len(jobs))
-        except StoreError as error:
-            answer(jobs, [error] * len(jobs))
-        except Exception as error:
-            log.exception("store: a group could not be written")
-            answer(jobs, [error] * len(jobs))
-        else:
-            answer(jobs, results)
-
     async def close(self) -> None:
         """Finish what is under way, then take nothing more."""
         self._closed = True
-        hand = [*self._under_way, *([self._grouping] if self._grouping is not None else [])]
-        if hand:
-            await asyncio.wait(hand, timeout=CLOSE_S)
-
-
-def answer(jobs: Sequence[Job], results: Sequence[Any]) -> None:
-    for job, result in zip(jobs, results, strict=True):
-        if job.future.done():  # its caller has gone
-            continue
-        if isinstance(result, BaseException):
-            job.future.set_exception(result)
-        else:
-            job.future.set_result(result)
+        if self._under_way:
+            await asyncio.wait(self._under_way, timeout=CLOSE_S)

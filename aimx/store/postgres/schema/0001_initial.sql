@@ -75,6 +75,7 @@ CREATE TABLE message (
     loop_key       text     NOT NULL,
     header_size    bigint   NOT NULL,
     body_size      bigint   NOT NULL,
+    once_key       text,                          -- its idempotency key, for erasure
     erased         boolean  NOT NULL DEFAULT false
 );
 CREATE INDEX message_trace ON message (origin_trace, id);
@@ -99,7 +100,7 @@ CREATE TABLE part (
 );
 ALTER TABLE part ALTER data SET STORAGE EXTERNAL; -- not packed: what is large in mail mostly is already
 
--- The octets, apart from what look-ups read. `data` or `body`, never both. No row: erased.
+-- The octets, apart from what look-ups read. `data` or `body`, never both.
 CREATE TABLE content (
     message bigint NOT NULL PRIMARY KEY,
     header  bytea  NOT NULL,
@@ -241,7 +242,7 @@ CREATE INDEX delivery_destination ON delivery (destination, id) WHERE destinatio
 CREATE INDEX delivery_message ON delivery (message);
 CREATE INDEX delivery_leased ON delivery (leased_by) WHERE leased_by IS NOT NULL;
 
--- A sender's idempotency keys.
+-- A sender's idempotency keys. Where a message is erased, its digest is emptied: the key still says "used", no more.
 CREATE TABLE once (
     agent    text   COLLATE "C" NOT NULL,
     key      text   COLLATE "C" NOT NULL,
@@ -251,7 +252,6 @@ CREATE TABLE once (
     PRIMARY KEY (agent, key)
 );
 CREATE INDEX once_until ON once (until_ms);
-CREATE INDEX once_eid ON once (eid);
 
 -- ── events: outbox, openings and timeline ───────────────────────────────────────────────────────────────────────────
 
