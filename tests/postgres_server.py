@@ -150,14 +150,11 @@ class PostgresServer:
     def url(self, name: str, user: str = SUPERUSER) -> str:
         return f"postgresql://{user}@127.0.0.1:{self.port}/{name}"
 
-    def database(self, like: str = "template1") -> str:
-        """The address of a new database: a copy of the one that is named, by default an empty one."""
+    def database(self) -> str:
+        """The address of a new, empty database."""
         name = f"test_{os.getpid()}_{next(_numbers)}"
-        self.run(f'CREATE DATABASE "{name}" TEMPLATE "{like}"')
+        self.run(f'CREATE DATABASE "{name}"')
         return self.url(name)
-
-    def drop(self, url: str) -> None:
-        self.run(f'DROP DATABASE IF EXISTS "{url.rpartition("/")[2]}" WITH (FORCE)')
 
     def run(self, sql: str, database: str = "postgres") -> list[tuple[object, ...]]:
         """One statement as superuser, outside a transaction."""

@@ -126,7 +126,7 @@ class EventRow:
 @dataclass(slots=True)
 class StoredEvent:
     seq: int
-    """Order of commit in this store."""
+    """Number in this store; within a call they rise. Where many processes write, a lower one may become visible later."""
     row: EventRow
     index: int | None
     """Place in the log; None while it waits in the outbox."""
