@@ -42,7 +42,7 @@ from aimx.store.contract import (
     Unavailable,
 )
 from aimx.telemetry import metrics
-from aimx.telemetry.context import Context, Door, Hop, choose, hops
+from aimx.telemetry.context import Context, Door, Hop, choose, hops, restate
 from aimx.telemetry.span import Span, Tracer
 from aimx.tlog.note import Signer
 from aimx.tlog.receipt import Promise, issue
@@ -290,6 +290,7 @@ class Intake:
         if told.message_id is None:
             minted = identifier.mint(creation.trace_id, creation.span_id, self._domains[0], self._message_id_key)
         claims = stamp.strip(header, self._domains, envelope.door, context=not own)
+        plain = restate(header, creation) if own else []
         stored = stamp.stamp_accepted(
             header,
             eid=arrival.eid,
@@ -307,7 +308,7 @@ class Intake:
                 tls=envelope.tls or None,
             ),
             hops=hops,
-            claims=claims,
+            claims=[*claims, *plain],
             context=None if own else creation,
             message_id=minted,
             date_ms=None if "Date" in header else arrival.now_ms,

@@ -154,6 +154,33 @@ def write(context: Context) -> list[bytes]:
     return lines
 
 
+def restate(headers: HeaderBlock, context: Context) -> list[bytes]:
+    """Lines for what other readers would read differently, which is taken out of `headers`: usually nothing.
+
+    The creation context is never changed, only said plainly: an agent's library undoes no RFC 2047 words, takes the
+    first of several fields, and knows no limits. What it reads as we do stays byte for byte.
+    """
+    lines: list[bytes] = []
+    (parent,) = headers.raw_fields("traceparent")
+    if not _TRACEPARENT.fullmatch(_said(parent)):
+        headers.strip(lambda name: name == b"traceparent")
+        lines.append(b"traceparent: %s\r\n" % context.traceparent.encode())
+    for name, kept in (("tracestate", context.tracestate), ("baggage", context.baggage)):
+        found = headers.raw_fields(name)
+        if not found or (len(found) == 1 and ", ".join(_members([_said(found[0])])) == kept != ""):
+            continue
+        lower = name.encode()
+        headers.strip(lambda other, lower=lower: other == lower)  # type: ignore[misc]
+        if kept:
+            lines.append(fold(name, _members([kept])))
+    return lines
+
+
+def _said(raw: bytes) -> str:
+    """A field's value to one who only unfolds."""
+    return raw.partition(b":")[2].replace(b"\r\n", b"").decode("latin-1").strip(" \t\r\n")
+
+
 def is_context_header(name: bytes) -> bool:
     """Predicate for `HeaderBlock.strip`: traceparent, tracestate, baggage."""
     return name in (b"traceparent", b"tracestate", b"baggage")
