@@ -18,7 +18,7 @@ DEPTH = metrics.histogram("aimx.depth")
 
 
 def guard(settings: Settings, envelope: Envelope, arrival: Arrival, routes: Sequence[Route]) -> loop.Verdict:
-    """Pass or warn; raises Refused. Sets `arrival.template`."""
+    """Pass or warn; raises Refused. Sets `arrival.depth` and `arrival.template`."""
     verdict = weigh(settings, envelope, arrival, routes)
     DEPTH.labels().record(arrival.depth)
     if verdict.rule is not None:
@@ -29,10 +29,11 @@ def guard(settings: Settings, envelope: Envelope, arrival: Arrival, routes: Sequ
 
 
 def weigh(settings: Settings, envelope: Envelope, arrival: Arrival, routes: Sequence[Route]) -> loop.Verdict:
-    """The verdict, and what the span says of it. Counts nothing. Sets `arrival.template`."""
+    """The verdict, and what the span says of it. Counts nothing. Sets `arrival.depth` and `arrival.template`."""
     sender = envelope.agent or envelope.sender
     limits = loop.limits_for(settings, sender, arrival.told.workflow)
     finals = tuple(sorted({landing.address for route in routes for landing in route.landings}))
+    arrival.depth = loop.depth(arrival.lineage, sender, finals)
     # The template is the dearest thing here, so it is made only where two take turns: not for the first message of
     # its chain (`loop` lets it count, whatever it said), nor for one that goes to several.
     if len(finals) == 1 and arrival.lineage.count and limits.max_alternations:

@@ -3,13 +3,16 @@
 The server, not the sender, keeps the chain, so any agent that merely replies or propagates `traceparent` is guarded.
 Depth alone cannot tell ping-pong from a long dialogue; the verdict combines five counts:
 
-- **depth**: 1 + the depth of what this answers, else of the newest of its trace delivered to the sender;
+- **depth**: 1 + the depth of what this answers, else of the newest of its trace delivered to the sender; but who
+  goes on to ask somebody else in one trace goes no deeper by that: a loop comes back to whom it has written before;
 - **repeats**: earlier messages of the same chain from this sender to the same recipients with the same payload (only
   those of lesser depth count: a planner that asks fifty researchers the same thing is no loop);
-- **alternations**: the run in which two agents answer each other with payloads that differ only in numbers, times, ids;
+- **alternations**: the run in which two agents answer each other with payloads that differ only in numbers, times, ids
+  (a new question after an answer ends it: a supervisor that hands out numbered chunks is no loop);
 - **budget** and **deadline** of a workflow, where one is set.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
@@ -48,10 +51,15 @@ class Verdict:
 PASS = Verdict("pass")
 
 
-def depth(lineage: Lineage) -> int:
-    """See the module's docstring. A message that answers nothing has depth 1."""
-    ancestor = lineage.replied or lineage.referenced or lineage.traced
-    return 1 if ancestor is None else ancestor.depth + 1
+def depth(lineage: Lineage, sender: str = "", recipients: Collection[str] = ()) -> int:
+    """See the module's docstring. A message that answers nothing has depth 1. `recipients` are final ones."""
+    answered = lineage.replied or lineage.referenced
+    if answered is not None or lineage.traced is None:
+        return 1 if answered is None else answered.depth + 1
+    own = [earlier for earlier in lineage.past if earlier.sender == sender]
+    if own and recipients and all(set(recipients).isdisjoint(earlier.recipients) for earlier in own):
+        return own[0].depth
+    return lineage.traced.depth + 1
 
 
 def limits_for(settings: Settings, agent: str, workflow: str | None) -> LoopLimits:
@@ -113,15 +121,15 @@ def _alternations(message: Candidate, past: tuple[Past, ...]) -> int:
         return 0
     pair = {message.sender, message.recipients[0]}
     said: dict[str, bytes] = {message.sender: message.template}
-    turn, run = message.sender, 0
+    turn, run, below = message.sender, 0, message.depth
     for earlier in past:
         if len(earlier.recipients) != 1 or {earlier.sender, earlier.recipients[0]} != pair:
             continue
-        if earlier.sender == turn:
+        if earlier.sender == turn or earlier.depth > below:
             break
         if earlier.template and said.setdefault(earlier.sender, earlier.template) != earlier.template:
             break
-        turn = earlier.sender
+        turn, below = earlier.sender, earlier.depth
         run += 1
     return run
 
