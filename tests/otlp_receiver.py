@@ -4,13 +4,14 @@
         ... OTEL_EXPORTER_OTLP_ENDPOINT=receiver.endpoint, OTEL_EXPORTER_OTLP_PROTOCOL=receiver.protocol
         spans = receiver.wait_for(lambda spans: len(spans) >= 7)
 
-`receiver.environ` holds those variables. Failure is asked for by `receiver.behave("hang" | "refuse" | "take")`.
+`receiver.environ` holds those variables. Failure is asked for by `receiver.behave("hang" | "refuse" | "busy")`, and
+slowness by `receiver.pace(spans_per_s)`.
 """
 
 import gzip
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent import futures
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -18,12 +19,14 @@ from types import TracebackType
 from typing import Any, Literal
 
 import grpc
+from google.protobuf.duration_pb2 import Duration
+from google.rpc.error_details_pb2 import RetryInfo
 from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2, metrics_service_pb2_grpc
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 from opentelemetry.proto.trace.v1 import trace_pb2
 
-Behaviour = Literal["take", "refuse", "hang"]
+Behaviour = Literal["take", "refuse", "hang", "busy"]
 
 
 @dataclass
@@ -72,6 +75,7 @@ class OtlpReceiver:
         self.requests = 0
         self.headers: list[dict[str, str]] = []
         self._behaviour: Behaviour = "take"
+        self._spans_per_s: float | None = None
         self._changed = threading.Condition()
         self._closing = threading.Event()
         self._stop = self._serve_grpc() if protocol == "grpc" else self._serve_http()
@@ -81,7 +85,7 @@ class OtlpReceiver:
         return {"OTEL_EXPORTER_OTLP_ENDPOINT": self.endpoint, "OTEL_EXPORTER_OTLP_PROTOCOL": self.protocol}
 
     def behave(self, behaviour: Behaviour) -> None:
-        """refuse: not retryable; hang: answer nothing until told otherwise or closed."""
+        """refuse: for good; busy: come again in a second; hang: answer nothing until told otherwise or closed."""
         with self._changed:
             self._behaviour = behaviour
             self._changed.notify_all()
@@ -126,13 +130,17 @@ class OtlpReceiver:
 
     # ── taking ──
 
-    def _obeyed(self) -> bool:
-        """Counts the request; False when it is to be refused. Holds it while the behaviour is to hang."""
+    def pace(self, spans_per_s: float | None) -> None:
+        """Take no more than so many spans a second: each request is held as long as its spans need."""
+        self._spans_per_s = spans_per_s
+
+    def _obeyed(self) -> Behaviour:
+        """Counts the request; what is to be done with it. Holds it while the behaviour is to hang."""
         with self._changed:
             self.requests += 1
             self._changed.notify_all()
             self._changed.wait_for(lambda: self._behaviour != "hang")
-            return self._behaviour != "refuse" and not self._closing.is_set()
+            return "refuse" if self._closing.is_set() else self._behaviour
 
     def _take_spans(self, request: trace_service_pb2.ExportTraceServiceRequest) -> None:
         found = [
@@ -141,6 +149,8 @@ class OtlpReceiver:
             for scope in group.scope_spans
             for span in scope.spans
         ]
+        if self._spans_per_s is not None:
+            self._closing.wait(len(found) / self._spans_per_s)
         with self._changed:
             self.spans += found
             self._changed.notify_all()
@@ -161,8 +171,13 @@ class OtlpReceiver:
             receiver.headers.append(
                 {key: value for key, value in context.invocation_metadata() if isinstance(value, str)}
             )
-            if not receiver._obeyed():
-                context.abort(grpc.StatusCode.INVALID_ARGUMENT, "refused by the test")
+            match receiver._obeyed():
+                case "refuse":
+                    context.abort(grpc.StatusCode.INVALID_ARGUMENT, "refused by the test")
+                case "busy":
+                    again = RetryInfo(retry_delay=Duration(seconds=1)).SerializeToString()
+                    context.set_trailing_metadata([("google.rpc.retryinfo-bin", again)])
+                    context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "busy by the test")
             take(request)
             return answer
 
@@ -195,8 +210,11 @@ class OtlpReceiver:
                 if self.headers.get("Content-Encoding") == "gzip":
                     body = gzip.decompress(body)
                 receiver.headers.append({key.lower(): value for key, value in self.headers.items()})
-                if not receiver._obeyed():
-                    return self.answer(400)
+                match receiver._obeyed():
+                    case "refuse":
+                        return self.answer(400)
+                    case "busy":
+                        return self.answer(503, {"Retry-After": "1"})
                 if self.path == "/v1/traces":
                     receiver._take_spans(trace_service_pb2.ExportTraceServiceRequest.FromString(body))
                 elif self.path == "/v1/metrics":
@@ -205,11 +223,13 @@ class OtlpReceiver:
                     return self.answer(404)
                 return self.answer(200)
 
-            def answer(self, status: int) -> None:
+            def answer(self, status: int, headers: Mapping[str, str] | None = None) -> None:
                 try:
                     self.send_response(status)
                     self.send_header("Content-Type", "application/x-protobuf")
                     self.send_header("Content-Length", "0")
+                    for name, value in (headers or {}).items():
+                        self.send_header(name, value)
                     self.end_headers()
                 except OSError:
                     pass  # the exporter gave up, which is what some tests want

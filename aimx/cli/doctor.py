@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import shutil
 import socket
 import sqlite3
@@ -72,6 +73,8 @@ async def _look(data: Path) -> list[Finding]:
     found += _certificate(data, running)
     found += [finding async for finding in _store(data, runs)]
     found += [finding async for finding in _tracing()]
+    if runs and running is not None:
+        found += [finding async for finding in _spans(running)]
     return found
 
 
@@ -246,3 +249,32 @@ async def _tracing() -> AsyncIterator[Finding]:
         yield Finding("ok", "tracing", f"a collector answers at {host}:{port}")
     except (OSError, TimeoutError, socket.gaierror):
         yield Finding("note", "tracing", f"nobody answers at {host}:{port}", fix)
+
+
+_SPANS = re.compile(r'^aimx_spans_(exported|dropped)_total(?:\{reason="(\w+)"\})? (\d+)$', re.MULTILINE)
+
+
+async def _spans(running: Ready) -> AsyncIterator[Finding]:
+    """What the running node says became of its spans since it started."""
+    import httpx
+
+    try:
+        token = Path(running.admin_token_file).read_text().strip()  # noqa: ASYNC240
+        tls = ssl.create_default_context(cafile=running.ca)
+        async with httpx.AsyncClient(verify=tls, timeout=PATIENCE) as client:
+            answer = await client.get(f"{running.http}/metrics", headers={"Authorization": f"Bearer {token}"})
+        answer.raise_for_status()
+    except (OSError, httpx.HTTPError):
+        return  # the doors and the files were looked at above
+    counts = {reason or what: int(count) for what, reason, count in _SPANS.findall(answer.text)}
+    sent = counts.pop("exported", 0)
+    lost = {reason: count for reason, count in counts.items() if count}
+    if lost:
+        told = ", ".join(f"{reason} {count:,}" for reason, count in lost.items())
+        text = f"{sum(lost.values()):,} spans dropped since the node started ({told}), {sent:,} sent"
+        fix = (
+            "full: the collector is away or too slow; refused: it does not take them; its log says why. No mail is lost"
+        )
+        yield Finding("note", "spans", text, fix)
+    elif sent:
+        yield Finding("ok", "spans", f"{sent:,} sent since the node started, none dropped")

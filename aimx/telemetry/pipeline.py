@@ -75,7 +75,8 @@ class Pipeline(Sink):
         self._octets_in = self._octets_out = 0
         self._wake = threading.Event()
         self._waiting: deque[threading.Event] = deque()
-        self._closing = False
+        self._closing = self._given_up = False
+        self._in_hand = 0
         self._transports: list[Transport] = []
         self._drops = Drops()
         self._thread = threading.Thread(target=self._run, name="aimx-spans", daemon=True)
@@ -111,7 +112,8 @@ class Pipeline(Sink):
         self._wake.set()
         self._thread.join(timeout_s)
         in_time = not self._thread.is_alive()
-        _CLOSED.value += len(self._buffer)
+        self._given_up = True
+        _CLOSED.value += len(self._buffer) + self._in_hand
         self._buffer.clear()
         self._drops.tell(at_once=True)
         for transport in self._transports:
@@ -149,13 +151,16 @@ class Pipeline(Sink):
         return batch
 
     def _send(self, batch: list[Item]) -> None:
+        self._in_hand = len(batch)
         for transport in self._transports:
             try:
                 taken = transport.send(batch)
             except Exception:  # whatever a transport raises must not end the thread
                 log.exception("spans could not be exported")
                 taken = False
-            counted(len(batch), taken)
+            if not self._given_up:
+                counted(len(batch), taken)
+        self._in_hand = 0
         self._drops.tell()
 
 
