@@ -141,6 +141,11 @@ CATALOGUE: Mapping[str, EventKind] = {
         {"why": "low-cardinality reason", "leaf": "index of its acceptance in the log"},
         _BY,
     ),
+    "queue.changed": EventKind(
+        "somebody steered waiting deliveries by hand",
+        {"what": "`retry`, `hold`, `release` or `drop`", "n": "how many deliveries"},
+        _BY | {"msgs": "their messages' eids, one for each, joined by LF", "ids": "their numbers, joined by SP"},
+    ),
     "config.changed": EventKind(
         "an agent, a schema, a rule or a setting was changed",
         {"what": "e.g. `agent.added`, `agent.disabled`, `agent.password`, `rules.reloaded`"},
@@ -552,6 +557,23 @@ def message_expunged(stamp: Stamp, command: Command, facts: Mapping[str, Any] | 
 def message_erased(stamp: Stamp, *, message: str, by: str, why: str, leaf: int | None) -> EventRow:
     """Under a key of its own: the message's key is what is erased. `leaf`: the index of the message's acceptance."""
     return event("message.erased", stamp, ref=message, fields={"why": why, "leaf": leaf}, values={"by": by})
+
+
+def queue_changed(stamp: Stamp, *, what: str, by: str, messages: Sequence[str], deliveries: Sequence[int]) -> EventRow:
+    """`messages` are the eids of the deliveries' messages, in the same order as their numbers."""
+    different = tuple(dict.fromkeys(messages))
+    return event(
+        "queue.changed",
+        stamp,
+        ref=different[0] if len(different) == 1 else None,
+        messages=different if len(different) > 1 else (),
+        fields={"what": what, "n": len(deliveries)},
+        values={"by": by, "msgs": "\n".join(messages), "ids": " ".join(map(str, deliveries))},
+        facts={"text": f"{_STEERED[what]} by {by}"},
+    )
+
+
+_STEERED = {"retry": "made due", "hold": "held", "release": "released", "drop": "dropped undelivered"}
 
 
 def config_changed(

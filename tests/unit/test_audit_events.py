@@ -55,6 +55,8 @@ EVERY = [
     events.message_moved(STAMP, ONE, to=("ann@x.example", "Archive")),
     events.message_expunged(STAMP, TWO),
     events.message_erased(STAMP, message=M1, by="admin", why="request", leaf=1),
+    events.queue_changed(STAMP, what="hold", by="admin", messages=[M1, M1], deliveries=[3, 4]),
+    events.queue_changed(STAMP, what="drop", by="admin", messages=[M1, M2], deliveries=[3, 5]),
     events.config_changed(STAMP, what="agent.added", by="admin", subject="bob@x.example"),
     events.key_rotated(STAMP, what="log", by="admin", old="o", new="n"),
     events.login_refused(STAMP, via="smtp", n=9, since_ms=1, sources=["203.0.113.9"], accounts=["bob@x.example"]),
