@@ -58,11 +58,14 @@ _UNIT = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 def _duration(value: object) -> object:
-    if not isinstance(value, str):
-        return value
-    match = _DURATION.fullmatch(value.strip())
+    return duration(value) if isinstance(value, str) else value
+
+
+def duration(text: str) -> float:
+    """Seconds out of `500ms`, `30s`, `15m`, `4h`, `2d`. Raises SettingError."""
+    match = _DURATION.fullmatch(text.strip())
     if match is None:
-        raise ValueError(f"{value!r} is not a duration; write for example 500ms, 30s, 15m, 4h or 2d")
+        raise SettingError(f"{text!r} is not a duration; write for example 500ms, 30s, 15m, 4h or 2d")
     return float(match[1]) * _UNIT[match[2]]
 
 

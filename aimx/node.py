@@ -28,11 +28,10 @@ import uvloop
 from aimx import durable
 from aimx.audit import events
 from aimx.audit.anchoring import Anchoring, outsiders
-from aimx.audit.anchors import FILE as ANCHORS_FILE
-from aimx.audit.anchors import Anchors, SqliteAnchors
+from aimx.audit.anchors import Anchors
 from aimx.audit.keys import KeyUnusable, PublicKeys, load_or_create
 from aimx.audit.log import LogError
-from aimx.audit.place import open_reader
+from aimx.audit.place import open_anchors, open_reader
 from aimx.audit.sequencer import Sequencer
 from aimx.audit.witness import Witness, cosigned_logs, load_key
 from aimx.config import Endpoint, SettingError, Settings
@@ -278,7 +277,7 @@ class Node:
         if not (audit.witness or audit.cosign or audit.mail_to or audit.timestamp):
             return None, None
         logs = cosigned_logs(audit)
-        anchors = SqliteAnchors(folder / ANCHORS_FILE)
+        anchors = open_anchors(folder)
         self._stack.callback(anchors.close)
         if not logs:
             return anchors, None

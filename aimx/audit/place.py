@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from aimx.audit import anchors
+from aimx.audit.anchors import Anchor, Anchors
 from aimx.audit.log import FILE, Log, Reader
 from aimx.audit.sqlite import SqliteLog, SqliteReader
 
@@ -22,3 +24,23 @@ def open_reader(folder: Path, database: str | None = None) -> Reader:
     from aimx.audit.postgres import PostgresReader
 
     return PostgresReader(database)
+
+
+def open_anchors(folder: Path, database: str | None = None) -> Anchors:
+    """What outsiders said and what is witnessed, kept where the log is. Raises LogError."""
+    if database is None:
+        return anchors.SqliteAnchors(folder / anchors.FILE)
+    from aimx.audit.anchors_postgres import PostgresAnchors
+
+    return PostgresAnchors(database)
+
+
+def read_anchors(folder: Path, database: str | None, origin: str) -> list[Anchor]:
+    """All anchors of a log; none, where none were ever kept. Makes and changes nothing. Raises LogError."""
+    if database is None:
+        return anchors.read_anchors(folder / anchors.FILE, origin)
+    opened = open_anchors(folder, database)
+    try:
+        return opened.all(origin)
+    finally:
+        opened.close()

@@ -46,10 +46,11 @@ def install(url: str) -> None:
 
 
 def _install(db: Connection) -> None:
-    text = resources.files("aimx.audit").joinpath("schema", "postgres.sql").read_text()
+    schema = resources.files("aimx.audit").joinpath("schema")
     with db.transaction():
         db.execute("SELECT pg_advisory_xact_lock(%s)", (_INSTALL_LOCK,))
-        db.execute(text)
+        for name in ("postgres.sql", "anchors.sql"):
+            db.execute(schema.joinpath(name).read_text())
 
 
 class PostgresLog:

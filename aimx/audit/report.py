@@ -4,13 +4,20 @@ CONSISTENT      every leaf hashes to the tree, and every signed checkpoint at ha
 COMPLETE        every event and message of the store has its leaf, every leaf its event, every opening its commitment
 PENDING         complete, but for events committed a moment ago that the log has yet to take in
 UNRECONCILED    rows and leaves do not agree
+ANCHORED(age)   somebody outside has confirmed a state of this log, that long ago: a witness, a time stamp authority, or
+                whoever verifies, with a checkpoint kept elsewhere. What was logged before cannot be changed unseen
+WITNESSED k/n   k of the n witnesses of the policy have cosigned one state
 NOT ANCHORED    nobody outside this machine has been asked: whoever owns the machine and the key could have rewritten
                 everything at once
 """
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+if TYPE_CHECKING:
+    from aimx.audit.standing import Standing
 
 MAX_FINDINGS = 50
 
@@ -26,6 +33,7 @@ KINDS: Mapping[str, str] = {
     "checkpoint-invalid": "a kept checkpoint is malformed or not signed by the log's key",
     "checkpoint-contradicted": "a signed checkpoint says another root for this size",
     "truncated": "a signed checkpoint counts more leaves than the log has",
+    "anchor-invalid": "what is kept as an outsider's word is malformed or does not hold",
     "unsigned": "leaves older than the promise are under no signed checkpoint",
     "leaf-unexplained": "a leaf has no event in the store",
     "event-unlogged": "an event says it is in the log and is not",
@@ -50,6 +58,7 @@ _INCONSISTENT = frozenset(
         "checkpoint-invalid",
         "checkpoint-contradicted",
         "truncated",
+        "anchor-invalid",
         "unsigned",
     )
 )
@@ -91,6 +100,9 @@ class Report:
     inconsistent: bool = False
     unreconciled: bool = False
     findings: list[Finding] = field(default_factory=list)
+    standing: "Standing | None" = None
+    reconciled: bool = True
+    """False: no store was at hand, so completeness was not looked at."""
 
     def add(self, kind: str, text: str, leaf: int | None = None, eid: str | None = None) -> None:
         assert kind in KINDS
@@ -122,9 +134,23 @@ class Report:
         return "PENDING" if self.pending else "COMPLETE"
 
     @property
-    def words(self) -> tuple[str, str, str]:
-        """The three verdicts, each on its own."""
-        return ("INCONSISTENT" if self.inconsistent else "CONSISTENT", self.complete, "NOT ANCHORED")
+    def words(self) -> tuple[str, ...]:
+        """The verdicts, each on its own: consistency, completeness where it was looked at, anchors."""
+        words = ["INCONSISTENT" if self.inconsistent else "CONSISTENT"]
+        if self.reconciled:
+            words.append(self.complete)
+        standing, age_s = self.standing, self.anchored_s
+        words.append("NOT ANCHORED" if age_s is None else f"ANCHORED({age(age_s)})")
+        if standing is not None and standing.witnessed:
+            words.append(f"WITNESSED {standing.witnessed}/{standing.of}")
+        return tuple(words)
+
+    @property
+    def anchored_s(self) -> float | None:
+        """Seconds since somebody outside confirmed a state of this log; None: nobody has, or the log contradicts it."""
+        if self.standing is None or self.inconsistent:
+            return None
+        return self.standing.age_s(time.time_ns() // 1_000_000)
 
     def lines(self) -> list[str]:
         """For a person at a terminal."""
@@ -145,17 +171,27 @@ class Report:
         if self.wrong > len(self.findings):
             out.append(f"            and {self.wrong - len(self.findings)} more")
         out.append(f"  took      {self.seconds:.1f} s")
-        if self.ok:
+        if self.ok and self.anchored_s is None:
             out.append("  note      nobody outside this machine has witnessed the log; keep its checkpoints elsewhere")
         return out
 
     def to_json(self) -> dict[str, object]:
-        consistent, complete, anchored = self.words
+        standing, age_s = self.standing, self.anchored_s
         return {
             "ok": self.ok,
-            "consistent": consistent,
-            "complete": complete,
-            "anchored": anchored,
+            "consistent": self.words[0],
+            "complete": self.complete if self.reconciled else None,
+            "anchored": "NOT ANCHORED" if age_s is None else "ANCHORED",
+            "anchored_s": None if age_s is None else round(age_s, 1),
+            "witnessed": None
+            if standing is None or not standing.of
+            else {
+                "by": standing.witnessed,
+                "of": standing.of,
+                "size": standing.size,
+                "quorum": standing.quorum,
+            },
+            "words": list(self.words),
             "origin": self.origin,
             "size": self.size,
             "root": self.root,
@@ -175,3 +211,11 @@ class Report:
             "findings": [finding.to_json() for finding in self.findings],
             "seconds": round(self.seconds, 3),
         }
+
+
+def age(seconds: float) -> str:
+    """A length of time in the unit that reads best: `40 s`, `3 min`, `5 h`, `2 d`."""
+    for unit, length in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"

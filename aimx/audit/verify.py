@@ -16,10 +16,11 @@ from aimx.audit import integrity
 from aimx.audit.integrity import Checked
 from aimx.audit.keys import PublicKeys, load_public
 from aimx.audit.log import LogError
-from aimx.audit.place import open_reader
+from aimx.audit.place import open_reader, read_anchors
 from aimx.audit.reconciliation import Evidence, Reconciliation
 from aimx.audit.report import Report
 from aimx.audit.sequencer import HIGH_WATER
+from aimx.audit.standing import Trust, weigh
 from aimx.audit.worker import Openings, check_integrity
 from aimx.telemetry import metrics
 from aimx.tlog.note import Verifier
@@ -37,13 +38,15 @@ async def verify(
     remembered: Sequence[str] = (),
     contents: bool = True,
     patience_s: float = 2.0,
+    trust: Trust | None = None,
 ) -> Report:
     """Check everything a machine can check about itself.
 
     `folder` is the data folder. `keys` are the verifier keys you hold; without them the folder's own are believed.
     `remembered` are signed checkpoints you kept elsewhere: each must be a state this log went through. `contents`: also
     hash every stored message again, which reads all mail. `patience_s`: how long to wait for events committed a moment
-    ago to reach the log. Raises KeyUnusable when there are no keys to verify with.
+    ago to reach the log. `trust`: whose word from outside counts; without it nobody's but yours. Raises KeyUnusable
+    when there are no keys to verify with.
     """
     began = time.monotonic()
     keys = keys or load_public(folder)
@@ -70,6 +73,10 @@ async def verify(
             run.close()
             await asyncio.wait([checking])
             report.take_integrity(found)
+        anchors = await asyncio.to_thread(read_anchors, folder, database, keys.log.name)
+        report.standing = await asyncio.to_thread(
+            weigh, anchors, remembered, reader, [keys.log], trust or Trust(), report
+        )
     except LogError as error:
         report.add("log-unreadable", str(error))
     finally:

@@ -20,7 +20,16 @@ def audit() -> None:
     """The tamper-evident log."""
 
 
+ALTERED, UNRECONCILED, UNANCHORED, SUPPRESSED = 3, 4, 5, 6
+"""Exit codes, besides 0 (nothing is wrong), 1 (it could not be checked) and 2 (wrong use)."""
+
+
 @audit.command(short_help="Check every leaf, signature, event and message.")
+@click.option(
+    "--bundle",
+    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    help="An exported log instead of a node's: needs no server and no configuration.",
+)
 @click.option(
     "--checkpoint",
     "checkpoints",
@@ -33,41 +42,99 @@ def audit() -> None:
     type=click.Path(path_type=Path, dir_okay=False, exists=True),
     help="The verifier keys you kept (audit.vkeys), instead of believing the folder's.",
 )
+@click.option(
+    "--policy",
+    type=click.Path(path_type=Path, dir_okay=False, exists=True),
+    help="Whose cosignatures count (C2SP tlog-policy), instead of the node's own settings.",
+)
+@click.option(
+    "--tsa-roots",
+    type=click.Path(path_type=Path, dir_okay=False, exists=True),
+    help="Certificates (PEM) of the time stamp authorities to trust.",
+)
+@click.option(
+    "--require",
+    type=click.Choice(["anchored", "witnessed"]),
+    help="Fail (exit 5) unless somebody outside has confirmed the log; unless a quorum of witnesses has.",
+)
+@click.option("--within", metavar="DURATION", help="With --require: and not longer ago than this, e.g. 2h.")
 @click.option("--contents/--no-contents", default=True, help="Hash every stored message again. [default: yes]")
 @json_option
 @data_option
-def verify(checkpoints: tuple[Path, ...], vkeys: Path | None, contents: bool, as_json: bool, data: Path) -> None:
-    """Check every leaf, signature, event and message; exit 1 and the first thing that is wrong if anything is.
+def verify(
+    bundle: Path | None,
+    checkpoints: tuple[Path, ...],
+    vkeys: Path | None,
+    policy: Path | None,
+    tsa_roots: Path | None,
+    require: str | None,
+    within: str | None,
+    contents: bool,
+    as_json: bool,
+    data: Path,
+) -> None:
+    """Check every leaf, signature, event and message. Works while the node runs and when it does not.
 
-    Works while the node runs and when it does not.
+    Exit codes: 0 nothing is wrong; 1 it could not be checked; 3 the log was altered (INCONSISTENT); 4 log and store
+    tell different stories (UNRECONCILED); 5 not anchored or witnessed as --require asks.
     """
-    from aimx.audit.keys import PublicKeys
-    from aimx.audit.verify import verify as check
-    from aimx.tlog.note import Verifier
+    from aimx.cli import audit_trust
+    from aimx.config import duration
 
-    keys = None
-    if vkeys is not None:
-        lines = vkeys.read_text().split()
-        if len(lines) != 2:
-            raise Failed(f"{vkeys} does not hold two verifier keys, the log's and the receipt key")
-        keys = PublicKeys(*(Verifier.parse(line) for line in lines))
-    remembered = [path.read_text() for path in checkpoints]
+    longest_s = None if within is None else duration(within)
+    remembered = [path.read_text(errors="replace") for path in checkpoints]
+    if bundle is not None:
+        from aimx.audit.offline import verify_bundle
 
-    async def work() -> "Report":
-        async with opened(data) as (settings, store):
-            return await check(
-                store, data, database=settings.audit.database, keys=keys, remembered=remembered, contents=contents
-            )
-
-    report = asyncio.run(work())
+        given = None if policy is None and tsa_roots is None else audit_trust.given(policy, tsa_roots)
+        report = verify_bundle(bundle, keys=audit_trust.keys(vkeys), remembered=remembered, trust=given)
+    else:
+        report = asyncio.run(_verify_node(data, vkeys, policy, tsa_roots, remembered, contents))
     if as_json:
         print_json(report.to_json())
     else:
         print_report(report)
+    sys.exit(_status(report, require, longest_s))
+
+
+async def _verify_node(
+    data: Path, vkeys: Path | None, policy: Path | None, tsa_roots: Path | None, remembered: list[str], contents: bool
+) -> "Report":
+    from aimx.audit.keys import PublicKeys
+    from aimx.audit.verify import verify as check
+    from aimx.cli import audit_trust
+
+    keys = None
+    if vkeys is not None:
+        lines = audit_trust.keys(vkeys)
+        if len(lines) < 2:
+            raise Failed(f"{vkeys} does not hold two verifier keys, the log's and the receipt key")
+        keys = PublicKeys(*lines[:2])
+    async with opened(data) as (settings, store):
+        trust = audit_trust.of_node(settings, data, policy, tsa_roots)
+        return await check(store, data, keys=keys, remembered=remembered, contents=contents, trust=trust)
+
+
+def _status(report: "Report", require: str | None, longest_s: float | None) -> int:
+    """The exit code, and on standard error the first thing that is wrong."""
     if not report.ok:
         first = report.findings[0]
         click.echo(f"aimx: {first.kind}: {first.text}", err=True)
-        sys.exit(1)
+        return ALTERED if report.inconsistent else UNRECONCILED
+    if require is None:
+        return 0
+    age_s, standing = report.anchored_s, report.standing
+    if age_s is None:
+        wrong = "nobody outside has confirmed the log"
+    elif longest_s is not None and age_s > longest_s:
+        wrong = f"the log was last confirmed {age_s:.0f} s ago, and {longest_s:.0f} s are allowed"
+    elif require == "witnessed" and not (standing is not None and standing.quorum):
+        by, of = (standing.witnessed, standing.of) if standing is not None else (0, 0)
+        wrong = f"{by} of {of} witnesses have cosigned one state of the log, and the policy asks for more"
+    else:
+        return 0
+    click.echo(f"aimx: {' '.join(report.words)}: {wrong}", err=True)
+    return UNANCHORED
 
 
 def print_report(report: "Report") -> None:
@@ -116,3 +183,33 @@ def prove(id: str, output: Path | None, as_json: bool, data: Path) -> None:
         click.echo(evidence.proof, nl=not evidence.proof.endswith("\n"))
     size = opened_at.checkpoint.size
     click.echo(f"message {evidence.eid} is leaf {evidence.index} of {size}; proof and openings check", err=True)
+
+
+@audit.command(short_help="Write a folder by which anybody can check the log.")
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False), metavar="DIR")
+@click.option("--openings", is_flag=True, help="Also what opens the commitments: addresses, trace ids, hashes.")
+@json_option
+@data_option
+def export(folder: Path, openings: bool, as_json: bool, data: Path) -> None:
+    """Write the log to DIR in C2SP's layout, with keys, policy, anchors and a README of how to check it.
+
+    Into a folder that holds an earlier export only what is new is written; if the log is not the one it was, nothing
+    is. Check it with `aimx audit verify --bundle DIR`, or with public tools alone.
+    """
+    from aimx.audit import bundle
+    from aimx.cli import audit_trust
+
+    async def work() -> bundle.Exported:
+        async with opened(data) as (settings, store):
+            done = await audit_trust.export(folder, settings, data)
+            if openings:
+                done.openings = await bundle.export_openings(folder, audit_trust.events(store))
+            return done
+
+    done = asyncio.run(work())
+    if as_json:
+        print_json({"size": done.size, "files": done.files, "shards": done.shards, "openings": done.openings})
+        return
+    click.echo(f"{done.size} leaves, {done.files} files written to {folder}")
+    if openings:
+        click.echo(f"{done.openings} openings: they name people; hand them on as you would the mail", err=True)

@@ -249,6 +249,13 @@ class Finding(_Model):
     eid: str | None
 
 
+class Witnessed(_Model):
+    by: int = Field(description="How many of the policy's witnesses have cosigned one state of the log.")
+    of: int
+    size: int = Field(description="Leaves in that state.")
+    quorum: bool = Field(description="They are enough, by the policy.")
+
+
 class VerifyReport(_Model):
     """What `aimx audit verify --json` says."""
 
@@ -256,8 +263,11 @@ class VerifyReport(_Model):
 
     ok: bool = Field(description="Nothing is wrong.")
     consistent: Literal["CONSISTENT", "INCONSISTENT"]
-    complete: Literal["COMPLETE", "PENDING", "UNRECONCILED"]
-    anchored: str = Field(examples=["NOT ANCHORED"])
+    complete: Literal["COMPLETE", "PENDING", "UNRECONCILED"] | None
+    anchored: Literal["ANCHORED", "NOT ANCHORED"]
+    anchored_s: float | None = Field(description="Seconds since somebody outside confirmed a state of the log.")
+    witnessed: Witnessed | None = Field(description="Null where no witness is known.")
+    words: list[str] = Field(description="The verdicts as `aimx audit verify` prints them.")
     origin: str
     size: int = Field(description="Leaves in the log.")
     root: str

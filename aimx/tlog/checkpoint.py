@@ -61,11 +61,17 @@ def open_signed(data: str | bytes, log: Verifier, cosigners: Sequence[Verifier] 
     Raises FormatError for a malformed note, ProofError when the log has not signed it, a known signature does not
     hold, or it speaks of another log.
     """
+    return open_any(data, [log], cosigners)
+
+
+def open_any(data: str | bytes, logs: Sequence[Verifier], cosigners: Sequence[Verifier] = ()) -> Opened:
+    """As `open_signed`, for a log that has had several keys, or for one of several logs: one of `logs` must sign."""
     parsed = note.parse(data)
     checkpoint = parse(parsed.text)
-    if checkpoint.origin != log.name:
-        raise ProofError(f"a checkpoint of {checkpoint.origin}, not of {log.name}")
-    signatures = note.verify(parsed, [log, *cosigners])
-    if not any(verified.verifier == log for verified in signatures):
-        raise ProofError(f"{log.name} has not signed this checkpoint")
+    keys = [log for log in logs if log.name == checkpoint.origin]
+    if not keys:
+        raise ProofError(f"a checkpoint of {checkpoint.origin}, not of {' or '.join({log.name for log in logs})}")
+    signatures = note.verify(parsed, [*keys, *cosigners])
+    if not any(verified.verifier in keys for verified in signatures):
+        raise ProofError(f"{checkpoint.origin} has not signed this checkpoint")
     return Opened(checkpoint, parsed, signatures)

@@ -273,7 +273,7 @@ def test_audit_verify_says_the_first_thing_that_is_wrong(tmp_path: Path) -> None
     with sqlite3.connect(node.data / "mail.db") as db:
         db.execute("DELETE FROM event WHERE ev = 'delivery.mailbox'")
     done = node.aimx("audit", "verify", check=False)
-    assert done.returncode == 1
+    assert done.returncode == 4
     assert "UNRECONCILED" in done.stdout
     assert done.stderr.startswith("aimx: leaf-unexplained: ")
 
@@ -291,7 +291,7 @@ def test_audit_verify_holds_the_log_to_a_checkpoint_kept_elsewhere(
     lines[2] = base64.b64encode(bytes(32)).decode()
     kept.write_text("\n".join(lines))
     done = node.aimx("audit", "verify", "--checkpoint", str(kept), check=False)
-    assert done.returncode == 1
+    assert done.returncode == 3
     assert "checkpoint" in done.stderr
 
 

@@ -1,0 +1,103 @@
+"""Verify an exported log: no server, no configuration, no network."""
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from aimx.audit import bundle, integrity
+from aimx.audit.bundle import BundleReader
+from aimx.audit.events import ACCEPTANCE
+from aimx.audit.log import LogError
+from aimx.audit.opening import opening_fault
+from aimx.audit.report import Report
+from aimx.audit.standing import Trust, weigh
+from aimx.store.contract import EventRow
+from aimx.tlog import policy
+from aimx.tlog.errors import FormatError
+from aimx.tlog.note import ED25519, Verifier
+
+
+def verify_bundle(
+    folder: Path, *, keys: Sequence[Verifier] = (), remembered: Sequence[str] = (), trust: Trust | None = None
+) -> Report:
+    """Check everything in the folder. Without `keys` and `trust` the folder's own keys and policy are believed.
+
+    Raises LogError when the folder is no export.
+    """
+    began = time.monotonic()
+    readers = list(bundle.shards(folder))
+    logs = [key for key in keys or bundle.vkeys(folder / bundle.VKEYS) if key.kind == ED25519]
+    trust = trust or Trust(_policy(folder / bundle.POLICY))
+    total = Report("", reconciled=False)
+    for reader in readers:
+        _shard(reader, logs, remembered, trust, total)
+    try:
+        _openings(folder, readers, total)
+    except LogError as error:
+        total.add("opening-differs", str(error))
+    total.seconds = time.monotonic() - began
+    return total
+
+
+def _policy(path: Path) -> policy.Policy:
+    if not path.exists():
+        return policy.Policy()
+    try:
+        return policy.parse(path.read_bytes())
+    except FormatError as error:
+        raise LogError(f"{path}: {error}") from None
+
+
+def _shard(
+    reader: BundleReader, logs: Sequence[Verifier], remembered: Sequence[str], trust: Trust, total: Report
+) -> None:
+    """Add one shard to the whole: counts are summed, the newest shard gives origin, root and standing."""
+    found = Report("", reconciled=False)
+    try:
+        origin = reader.described().origin
+        own = [key for key in logs if key.name == origin]
+        found.origin = total.origin = origin
+        if not own:
+            found.add("checkpoint-invalid", f"there is no verifier key of {origin}")
+        else:
+            ours = [text for text in remembered if text.partition("\n")[0] == origin]
+            checked = integrity.check(reader, own[0], None, ours, found)
+            total.erased += len(checked.erased)
+            total.standing = weigh(reader.anchors(), ours, reader, own, trust, found)
+    except (LogError, FormatError) as error:
+        found.add("log-unreadable", str(error))
+    leaves, checkpoints = total.leaves, total.checkpoints
+    brought = total.remembered
+    total.take_integrity(found)
+    total.leaves, total.checkpoints = leaves + found.leaves, checkpoints + found.checkpoints
+    total.remembered = brought + found.remembered
+
+
+def _openings(folder: Path, readers: Sequence[BundleReader], total: Report) -> None:
+    starts = [(reader.described().start, reader) for reader in readers] if not total.inconsistent else []
+    for opening in bundle.openings(folder) if starts else ():
+        eid, place = str(opening.get("eid")), opening.get("place")
+        row = None
+        for start, reader in reversed(starts):
+            if isinstance(place, int) and place >= start:
+                row = _row(opening, reader.entry(place - start))
+                break
+        fault = "it names no leaf" if row is None else opening_fault(row)
+        if fault is None:
+            total.openings += 1
+        else:
+            total.add("opening-differs", f"the opening of {eid}: {fault}", None, eid)
+
+
+def _row(opening: dict[str, Any], entry: bytes | None) -> EventRow | None:
+    """The event as its node has it, from its leaf and what opens it."""
+    try:
+        leaf = json.loads(entry or b"")
+        key, trace, span = (bytes.fromhex(str(opening[name])) for name in ("key", "trace", "span"))
+        ev, eid, t_ms = str(leaf["ev"]), str(opening["eid"]), int(leaf["t"])
+        ref = eid if ev in ACCEPTANCE else leaf.get("ref")
+        return EventRow(eid, ev, t_ms, trace, span, entry or b"", ref, key=key, detail={"open": dict(opening["open"])})
+    except (KeyError, TypeError, ValueError):
+        return None
