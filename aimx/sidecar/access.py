@@ -48,7 +48,14 @@ def context(request: Request) -> SidecarContext:
 Here = Annotated[SidecarContext, Depends(context)]
 
 
-async def signed_in(here: Here, bearer: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]) -> Caller:
+async def signed_in(
+    request: Request, here: Here, bearer: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
+) -> Caller:
+    request.state.caller = await _caller(here, bearer)
+    return request.state.caller  # type: ignore[no-any-return]
+
+
+async def _caller(here: SidecarContext, bearer: HTTPAuthorizationCredentials | None) -> Caller:
     if bearer is None or not bearer.credentials or len(bearer.credentials) > MAX_TOKEN:
         raise Problem("unauthenticated")
     if here.is_admin(bearer.credentials):

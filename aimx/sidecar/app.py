@@ -10,6 +10,7 @@ from aimx.sidecar import describe, messages, node, problems, proofs, traces, wit
 from aimx.sidecar.answer import Turns
 from aimx.sidecar.context import SidecarContext
 from aimx.sidecar.edge import Edge
+from aimx.sidecar.trace import Traced
 
 
 def create_app(context: SidecarContext) -> FastAPI:
@@ -33,6 +34,7 @@ def create_app(context: SidecarContext) -> FastAPI:
     app.add_exception_handler(LogError, problems.unreadable_log)
     for part in (messages, traces, proofs, node, witness):
         app.include_router(part.router)
+    app.add_middleware(Traced)
     app.add_middleware(Edge)
     app.openapi = describe.openapi(app)  # type: ignore[method-assign]
     return app

@@ -204,6 +204,15 @@ SPANS: tuple[SpanSpec, ...] = (
         )
     ),
     SpanSpec(
+        "http {operation}",
+        SERVER,
+        "signed in: the request's `traceparent`; else none",
+        "not signed in: the claimed context",
+        ("http.request.method", "http.route", "http.response.status_code", "url.scheme"),
+        (),
+        "One HTTP request, by its operation's name in `/openapi.json`. None for `/healthz`, `/readyz`, `/metrics`.",
+    ),
+    SpanSpec(
         "audit integrate",
         INTERNAL,
         "none",

@@ -8,7 +8,7 @@ import imaplib
 import os
 import ssl
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from aimx.message.header import HeaderBlock
 from aimx.node import MAIL_FILE, Node, Ready
 from aimx.store.contract import Agent, Row, SpanRef, StoredEvent
 from aimx.store.sqlite import SqliteStore
+from aimx.telemetry.catalogue import COMMON, span_spec
 from aimx.telemetry.span import Span, Tracer
 
 PASSWORD = "correct horse battery staple"
@@ -36,6 +37,10 @@ class Spans(list[Span]):
     def take(self, span: Span) -> None:
         self.append(span)
 
+    def not_in_the_catalogue(self) -> set[str]:
+        """What is said that the catalogue does not say, each thing once."""
+        return {problem for span in self for problem in uncatalogued(span)}
+
     def named(self, name: str) -> list[Span]:
         return [span for span in self if span.name == name]
 
@@ -46,6 +51,19 @@ class Spans(list[Span]):
     def parent(self, span: Span) -> Span | None:
         parents = [s for s in self if span.parent is not None and s.span_id == span.parent.span_id]
         return parents[0] if parents else None
+
+
+def uncatalogued(span: Span) -> Iterator[str]:
+    spec = span_spec(span.name)
+    if spec is None:
+        yield f"span {span.name!r}"
+        return
+    if span.kind is not spec.kind:
+        yield f"{span.name}: kind {span.kind.name}"
+    yield from (f"{span.name}: {name}" for name in span.attributes.keys() - {*spec.attributes, *COMMON})
+    yield from (f"{span.name}: event {name}" for name, _, _ in span.events or () if name not in spec.events)
+    keys = [key for said in (*span.facts, span.own) for key in said]
+    yield from (f"{span.name}: {key} twice" for key in {key for key in keys if keys.count(key) > 1})
 
 
 class MailNode:
@@ -137,3 +155,4 @@ async def running(folder: Path, agents: Sequence[str] = (), **settings: Any) -> 
             await store.close()
     finally:
         await node.stop()
+    assert spans.not_in_the_catalogue() == set()
