@@ -43,8 +43,11 @@ class Certificates:
         self.ca_key = folder / "ca.key"
         self.chain = folder / "server.pem"
         self.key = folder / "server.key"
+        self.peer_chain = folder / "peer.pem"
+        self.peer_key = folder / "peer.key"
         self._names = tuple(dict.fromkeys((*ALWAYS_NAMED, *names)))
         self._context: ssl.SSLContext | None = None
+        self._peer_context: ssl.SSLContext | None = None
         self._loaded: tuple[_Stamp, _Stamp] | None = None
 
     def ensure(self) -> None:
@@ -52,22 +55,42 @@ class Certificates:
         self.chain.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         now = datetime.datetime.now(datetime.UTC)
         ca, ca_key = self._authority(now)
-        if self._serves(ca, now):
-            return
-        certificate, key = _server_certificate(ca, ca_key, self._names, now)
-        durable.replace(self.key, _key_pem(key))
-        durable.replace(self.chain, _pem(certificate) + _pem(ca))
+        if not self._serves(self.chain, self.key, ca, now):
+            self._issue(self.chain, self.key, ca, ca_key, ExtendedKeyUsageOID.SERVER_AUTH, now)
+
+    def peer_credentials(self) -> tuple[Path, Path]:
+        """Chain and key that this node shows where it is the client, to another node. Always from its own authority,
+        which is what the other one is told to believe; made or renewed as `ensure` does."""
+        now = datetime.datetime.now(datetime.UTC)
+        ca, ca_key = self._authority(now)
+        if not self._serves(self.peer_chain, self.peer_key, ca, now):
+            self._issue(self.peer_chain, self.peer_key, ca, ca_key, ExtendedKeyUsageOID.CLIENT_AUTH, now)
+        return self.peer_chain, self.peer_key
 
     def server_context(self) -> ssl.SSLContext:
         """TLS 1.3 only. The same object every time; `reload` changes what it presents."""
         if self._context is None:
-            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            context.minimum_version = ssl.TLSVersion.TLSv1_3
-            # No session tickets: agents keep their connections, and a ticket key is one more secret to turn over.
-            context.num_tickets = 0
-            self._load(context)
-            self._context = context
+            self._context = self._new_context()
         return self._context
+
+    def peer_context(self, authorities: Sequence[Path]) -> ssl.SSLContext:
+        """As `server_context`, and the client must show a certificate that one of these PEM files vouches for."""
+        if self._peer_context is None:
+            context = self._new_context()
+            context.verify_mode = ssl.CERT_REQUIRED
+            context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+            for path in authorities:
+                context.load_verify_locations(path)
+            self._peer_context = context
+        return self._peer_context
+
+    def _new_context(self) -> ssl.SSLContext:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        # No session tickets: agents keep their connections, and a ticket key is one more secret to turn over.
+        context.num_tickets = 0
+        self._load(context)
+        return context
 
     def reload(self) -> bool:
         """Take changed files into use for new connections. False: nothing changed, or the new files are no good."""
@@ -79,6 +102,8 @@ class Certificates:
             # Tried on a context of its own first: a key that does not match must not reach the one in use.
             self._load(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
             self._load(self._context)
+            if self._peer_context is not None:
+                self._load(self._peer_context)
         except (OSError, ssl.SSLError) as error:
             log.error("certificate not reloaded", extra={"event": "tls.reload_failed", "error": type(error).__name__})
             return False
@@ -104,11 +129,24 @@ class Certificates:
         durable.replace(self.ca, _pem(certificate))
         return certificate, key
 
-    def _serves(self, ca: x509.Certificate, now: datetime.datetime) -> bool:
-        """Whether the server certificate that is there will do. One that another CA signed is its owner's affair."""
-        if not (self.chain.exists() and self.key.exists()):
+    def _issue(
+        self,
+        chain: Path,
+        key_file: Path,
+        ca: x509.Certificate,
+        ca_key: ec.EllipticCurvePrivateKey,
+        usage: x509.ObjectIdentifier,
+        now: datetime.datetime,
+    ) -> None:
+        certificate, key = _certificate(ca, ca_key, self._names, usage, now)
+        durable.replace(key_file, _key_pem(key))
+        durable.replace(chain, _pem(certificate) + _pem(ca))
+
+    def _serves(self, chain: Path, key: Path, ca: x509.Certificate, now: datetime.datetime) -> bool:
+        """Whether the certificate that is there will do. One that another CA signed is its owner's affair."""
+        if not (chain.exists() and key.exists()):
             return False
-        certificate = x509.load_pem_x509_certificate(self.chain.read_bytes())
+        certificate = x509.load_pem_x509_certificate(chain.read_bytes())
         try:
             certificate.verify_directly_issued_by(ca)
         except (ValueError, TypeError, InvalidSignature):
@@ -132,8 +170,12 @@ def _authority_certificate(now: datetime.datetime) -> tuple[x509.Certificate, ec
     return certificate, key
 
 
-def _server_certificate(
-    ca: x509.Certificate, ca_key: ec.EllipticCurvePrivateKey, names: Sequence[str], now: datetime.datetime
+def _certificate(
+    ca: x509.Certificate,
+    ca_key: ec.EllipticCurvePrivateKey,
+    names: Sequence[str],
+    usage: x509.ObjectIdentifier,
+    now: datetime.datetime,
 ) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
     key = ec.generate_private_key(ec.SECP256R1())
     ca_id = ca.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
@@ -141,7 +183,7 @@ def _server_certificate(
         _builder(_name("AIMX node"), ca.subject, key, now, SERVER_LIFE)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_key_usage(digital_signature=True), critical=True)
-        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+        .add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
         .add_extension(x509.SubjectAlternativeName(_general_names(names)), critical=False)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(ca_id), critical=False)
         .sign(ca_key, hashes.SHA256())

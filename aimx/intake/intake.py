@@ -96,15 +96,16 @@ class Intake:
         """For the octets of the next message."""
         return Upload(self._store)
 
-    async def check_recipient(self, agent: str, recipient: str) -> Reply | None:
-        """At RCPT: None when `agent` may send to `recipient`, else the refusal."""
+    async def check_recipient(self, recipient: str, door: Door = Door.AGENT) -> Reply | None:
+        """At RCPT: None when mail for `recipient` may come in by this door, else the refusal."""
         table = self.table
         serves = table.serves(recipient)
         try:
             takes = serves and _takes_mail(await self._directory.agent(recipient))
         except Unavailable:
             return TRY_LATER
-        if table.may_reach(recipient, lambda address: takes and address == recipient):
+        may_leave = serves or door is not Door.STRANGER  # nobody outside sends to somebody else outside through us
+        if may_leave and table.may_reach(recipient, lambda address: takes and address == recipient):
             return None
         if not serves:
             return Reply(550, "5.7.1", f"<{recipient}> is not served here, and its mail is not relayed")

@@ -61,7 +61,7 @@ class Intake(Protocol):
     def upload(self) -> Upload:
         """A place for one message's octets."""
 
-    async def check_recipient(self, agent: str, recipient: str) -> Reply | None:
+    async def check_recipient(self, recipient: str) -> Reply | None:
         """A refusal to be given at RCPT, or None."""
 
     async def accept(self, envelope: Envelope) -> Reply:
@@ -488,8 +488,7 @@ class Session:
         if len(transaction.recipients) >= self._door.settings.max_recipients:
             refusal = Reply(452, "4.5.3", "too many recipients")  # RFC 5321 §4.5.3.1.10
         else:
-            assert self._agent is not None
-            refusal = await self._door.intake.check_recipient(self._agent.address, path.address)
+            refusal = await self._door.intake.check_recipient(path.address)
         if refusal is not None:
             self._note("smtp.recipient_refused", code=refusal.code, enhanced=refusal.enhanced)
             transaction.turned_away = refusal

@@ -81,7 +81,7 @@ class RecordingIntake:
     def upload(self) -> Upload:
         return Upload(self.store)  # type: ignore[arg-type]
 
-    async def check_recipient(self, agent: str, recipient: str) -> Reply | None:
+    async def check_recipient(self, recipient: str) -> Reply | None:
         if recipient.rpartition("@")[2] != DOMAIN:
             return Reply(550, "5.7.1", "not relayed")
         return Reply(550, "5.1.1", "no such agent") if recipient in self.unknown else None

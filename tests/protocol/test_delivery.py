@@ -475,10 +475,10 @@ async def test_a_recipient_that_cannot_be_looked_up_is_refused_for_now(tmp_path:
     async with world(tmp_path, ["ada", "bob"]) as w:
         w.directory._store = w.flaky  # type: ignore[assignment]
         w.flaky.failing = {"agent": 1}
-        first = await w.intake.check_recipient(address("ada"), address("bob"))
+        first = await w.intake.check_recipient(address("bob"))
         assert first is not None
         assert first.code == 451
-        assert await w.intake.check_recipient(address("ada"), address("bob")) is None
+        assert await w.intake.check_recipient(address("bob")) is None
 
 
 async def test_a_refusal_is_logged_with_its_trace_and_none_of_its_words(

@@ -1,0 +1,143 @@
+"""MTA-STS (RFC 8461): a domain says over HTTPS which hosts take its mail, and that they do so only under TLS.
+
+A policy is fetched when the domain's DNS record names a new one, and kept for as long as it says, in memory: after a
+restart it is fetched again. While it cannot be fetched the one we have goes on to count (§5.1).
+"""
+
+import logging
+import re
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import httpx
+
+from aimx.delivery.mx import NoWay, Resolver
+
+log = logging.getLogger("aimx.delivery")
+
+MAX_POLICY = 64 * 1024
+MAX_AGE = 31_557_600
+"""Seconds; §3.2."""
+FETCH_WITHIN = 15.0
+MAX_KNOWN = 10_000
+AFTER_FAILURE = 300.0
+"""Seconds without another try where a policy could not be fetched."""
+
+Mode = Literal["enforce", "testing", "none"]
+
+_ID = re.compile(r"v=STSv1\s*;\s*id=([A-Za-z0-9]{1,32})\s*(?:;.*)?", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    mode: Mode
+    hosts: tuple[str, ...]
+    """Lower case; one may begin with `*.`."""
+    max_age: float
+
+    def allows(self, host: str) -> bool:
+        """§4.1: a wildcard stands for exactly one label."""
+        return any(host == each or (each[:2] == "*." and host.partition(".")[2] == each[2:]) for each in self.hosts)
+
+
+@dataclass(slots=True)
+class _Known:
+    id: str
+    policy: Policy | None
+    until: float
+
+
+class Policies:
+    """One for a node; on the event loop only."""
+
+    def __init__(
+        self,
+        resolver: Resolver,
+        *,
+        ca: str | None = None,
+        port: int = 443,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`ca`: PEM file to believe instead of the system's authorities. `port` is another in tests only."""
+        self._resolver = resolver
+        self._port = port
+        self._clock = clock
+        self._ca = ca
+        self._client: httpx.AsyncClient | None = None
+        self._known: OrderedDict[str, _Known] = OrderedDict()
+
+    async def policy(self, domain: str) -> Policy | None:
+        """What counts now for mail to `domain`; None: nothing, as with most."""
+        if domain.startswith("[") or not domain.isascii():
+            return None
+        records = [match[1] for text in await self._resolver.text(f"_mta-sts.{domain}") if (match := _ID.match(text))]
+        known, now = self._known.get(domain), self._clock()
+        if known is not None and now >= known.until:
+            known = None
+        if len(records) != 1 or (known is not None and known.id == records[0]):  # §3.1: several are none
+            return known.policy if known else None
+        fetched = await self._fetch(domain)
+        if fetched is None:
+            if known is None:
+                self._keep(domain, _Known(records[0], None, now + AFTER_FAILURE))
+                return None
+            return known.policy
+        self._keep(domain, _Known(records[0], fetched, now + fetched.max_age))
+        return fetched
+
+    async def close(self) -> None:
+        if self._client is not None:
+            await self._client.aclose()
+
+    async def _fetch(self, domain: str) -> Policy | None:
+        """§3.3: by HTTPS only, with a good certificate, no redirects, small. The address is one that mail may go to."""
+        host = f"mta-sts.{domain}"
+        if self._client is None:
+            verify = httpx.create_ssl_context(verify=self._ca) if self._ca else httpx.create_ssl_context()
+            self._client = httpx.AsyncClient(verify=verify, timeout=FETCH_WITHIN, trust_env=False)
+        try:
+            address = (await self._resolver.addresses(host))[0]
+            url = httpx.URL(scheme="https", host=address, port=self._port, path="/.well-known/mta-sts.txt")
+            async with self._client.stream(
+                "GET", url, headers={"Host": host}, extensions={"sni_hostname": host}
+            ) as response:
+                if response.status_code != 200:
+                    return None
+                body = b""
+                async for piece in response.aiter_bytes():
+                    body += piece
+                    if len(body) > MAX_POLICY:
+                        return None
+        except (NoWay, httpx.HTTPError, OSError) as error:
+            log.info("no MTA-STS policy", extra={"event": "mta_sts.failed", "error": type(error).__name__})
+            return None
+        return parse(body.decode("utf-8", "replace"))
+
+    def _keep(self, domain: str, known: _Known) -> None:
+        self._known[domain] = known
+        self._known.move_to_end(domain)
+        if len(self._known) > MAX_KNOWN:
+            self._known.popitem(last=False)
+
+
+def parse(text: str) -> Policy | None:
+    """§3.2: `key: value` lines; of a key that may come once the first counts. None: no valid policy."""
+    found: dict[str, list[str]] = {}
+    for line in text.splitlines():
+        key, colon, value = line.partition(":")
+        if colon:
+            found.setdefault(key.strip().lower(), []).append(value.strip())
+    hosts = tuple(host.lower().removesuffix(".") for host in found.get("mx", ()))
+    mode, age = found.get("mode", [""])[0], found.get("max_age", [""])[0]
+    if found.get("version", [""])[0] != "STSv1" or not re.fullmatch(r"[0-9]{1,10}", age):
+        return None
+    match mode:
+        case "enforce" | "testing" if hosts:
+            return Policy(mode, hosts, float(min(int(age), MAX_AGE)))
+        case "none":
+            return Policy(mode, hosts, float(min(int(age), MAX_AGE)))
+        case _:
+            return None

@@ -1,0 +1,240 @@
+"""The relay transport: to whom DNS names for a domain, to a smarthost, or to another AIMX node, by SMTP (RFC 5321).
+
+Servers are tried one after another until one has said yes or no to the message; what it says is a verdict, and no
+further one is asked. A server that cannot be talked to, or refuses us before MAIL, is passed over.
+"""
+
+import asyncio
+import logging
+import socket
+import ssl
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+from aimx.config import MX, Peer, RelayTls, Settings, Smarthost
+from aimx.delivery import egress, verdict
+from aimx.delivery.dialogue import Dialogue, Encryption, Login, Refused, Server, Unreachable, verified
+from aimx.delivery.mta_sts import Policies, Policy
+from aimx.delivery.mx import NoWay, Resolver
+from aimx.delivery.pool import Pool
+from aimx.delivery.smtp_client import Envelope, Recipient, Reply
+from aimx.delivery.transport import Delivered, Later, Never, Parcel, Result
+from aimx.telemetry.span import CLIENT, Span
+
+log = logging.getLogger("aimx.delivery")
+
+MAX_TRIES = 5
+"""Servers in one attempt (RFC 5321 §5.1 asks for at least two)."""
+_ENCRYPTION: dict[RelayTls, Encryption] = {"none": "none", "may": "may", "encrypt": "must", "verify": "must"}
+
+
+class Relay:
+    """A carrier. One for a node."""
+
+    name = "relay"
+
+    def __init__(self, settings: Settings, credentials: tuple[Path, Path] | None = None) -> None:
+        """`credentials`: certificate chain and key that this node shows to its peers."""
+        relay = settings.relay
+        self._settings = relay
+        self._peers = settings.peers
+        self._credentials = credentials
+        self._domain = settings.domains[0]
+        own = relay.host_name or self._domain
+        self._resolver = Resolver(relay.nameservers, relay.allow_networks, {*settings.domains, own})
+        self._policies = Policies(self._resolver, ca=None if relay.ca is None else str(relay.ca))
+        self._pool = Pool(own, relay.connections, relay.idle_timeout)
+        self._verified = cache(verified)
+        self._peer_context = cache(self._trusting)
+
+    async def carry(self, parcel: Parcel, span: Span) -> Result:
+        """See `Carrier`. The span of the dialogue is `relay mx`, or has the smarthost's or peer's name."""
+        via = parcel.via or MX
+        with span.child(f"relay {via}", CLIENT) as talk:
+            result = await self._carry(parcel, via, talk)
+            _tell(talk, result)
+        return result
+
+    async def close(self) -> None:
+        await asyncio.gather(self._pool.close(), self._policies.close())
+
+    async def _carry(self, parcel: Parcel, via: str, talk: Span) -> Result:
+        """Server by server. The last failure is what is said of all."""
+        self._prepare(parcel, via, talk)
+        # Not for ever: the settings can be mended, or take a restart.
+        result: Result = Later("no-way", "4.3.5", f"the node has no relay and no peer called {via!r}")
+        tries = 0
+        try:
+            async with aclosing(self._servers(parcel, via)) as servers:
+                async for server in servers:
+                    if isinstance(server, Later | Never):
+                        result = server
+                        continue
+                    tries += 1
+                    talk.set("server.address", server.host)
+                    talk.set("server.port", server.port)
+                    result = await self._hand_over(server, parcel, via in self._peers, talk)
+                    passed_over = isinstance(result, Later) and result.everybody
+                    if not passed_over or tries == MAX_TRIES:
+                        return result
+        except NoWay as error:
+            return error.result
+        return result
+
+    def _prepare(self, parcel: Parcel, via: str, talk: Span) -> None:
+        if via in self._peers:
+            egress.add_hop(parcel.header, talk.context, self._domain, via)
+        else:
+            egress.strip(parcel.header, trace=self._settings.trace_headers)
+
+    # ── whom to talk to ──────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _servers(self, parcel: Parcel, via: str) -> AsyncGenerator[Server | Later | Never]:
+        """In the order in which they are to be tried; a result in the place of one that may not be. Raises NoWay."""
+        if via in self._peers:
+            peer = self._peers[via]
+            context = self._peer_context(via)
+            for address in await _addresses(peer.host or ""):
+                yield Server(peer.host or "", address, peer.port, "must", context)
+        elif via in self._settings.smarthosts:
+            for server in await self._smarthost(self._settings.smarthosts[via]):
+                yield server
+        elif via == MX:
+            async for found in self._by_dns(parcel.address.rpartition("@")[2]):
+                yield found
+
+    async def _smarthost(self, smarthost: Smarthost) -> list[Server]:
+        login = None
+        if smarthost.user is not None and smarthost.password_file is not None:
+            secret = await asyncio.to_thread(smarthost.password_file.read_text)
+            login = Login(smarthost.user, secret.partition("\n")[0].rstrip("\r"))
+        context = self._context(smarthost.tls, smarthost.ca)
+        encryption = _ENCRYPTION[smarthost.tls]
+        return [
+            Server(smarthost.host, address, smarthost.port, encryption, context, smarthost.implicit_tls, login=login)
+            for address in await _addresses(smarthost.host)
+        ]
+
+    async def _by_dns(self, domain: str) -> AsyncIterator[Server | Later | Never]:
+        policy = await self._policies.policy(domain) if self._settings.mta_sts else None
+        level = self._settings.tls
+        enforced = policy is not None and policy.mode == "enforce"
+        if enforced:
+            level = "verify"  # RFC 8461 §4.2
+        context = self._context(level, self._settings.ca)
+        for host in await self._resolver.hosts(domain):
+            if enforced and policy is not None and not policy.allows(host.name):
+                text = f"{host.name} is not among the hosts that the policy of {domain} names"
+                yield Later("mta-sts", "4.7.1", text, host=host.name)
+                continue
+            _note_test(policy, host.name)
+            try:
+                addresses = await self._resolver.addresses(host.name)
+            except NoWay as error:
+                yield error.result
+                continue
+            for address in addresses:
+                yield Server(host.name, address, self._settings.port, _ENCRYPTION[level], context)
+
+    def _context(self, level: RelayTls, ca: Path | None) -> ssl.SSLContext | None:
+        return self._verified(None if ca is None else str(ca)) if level == "verify" else None
+
+    def _trusting(self, name: str) -> ssl.SSLContext:
+        """TLS 1.3 with one peer: its authority or certificate is all that is believed, and we show ours."""
+        peer: Peer = self._peers[name]
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        context.check_hostname = False  # who holds a key under this one authority is the peer, whatever its host is
+        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+        context.load_verify_locations(peer.ca)
+        if self._credentials is not None:
+            context.load_cert_chain(*self._credentials)
+        return context
+
+    # ── handing over ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _hand_over(self, server: Server, parcel: Parcel, peer: bool, talk: Span) -> Result:
+        """To one server; a connection that was kept and turns out to be gone costs a second try, not the attempt."""
+        try:
+            try:
+                return await self._transact(server, parcel, peer, talk, fresh=False)
+            except _Stale:
+                return await self._transact(server, parcel, peer, talk, fresh=True)
+        except Unreachable as error:
+            if error.reason in ("tls", "certificate") and server.encryption == "may" and not server.implicit:
+                return await self._hand_over(replace(server, encryption="none"), parcel, peer, talk)  # RFC 7435 §3
+            return verdict.unreachable(error.reason, f"{server.host}: {error.text}", server.host)
+        except Refused as error:
+            return verdict.of_reply(error.reply.code, error.reply.lines, error.stage, server.host)
+
+    async def _transact(self, server: Server, parcel: Parcel, peer: bool, talk: Span, *, fresh: bool) -> Result:
+        async with self._pool.lend(server, fresh=fresh) as dialogue:
+            if dialogue.tls is not None:
+                talk.set("tls.protocol.version", dialogue.tls)
+            try:
+                leaving = await egress.fit(parcel, dialogue.known, peer=peer)
+            except egress.Unfit as error:
+                return replace(error.result, host=server.host)
+            return _result(await _send(dialogue, _envelope(parcel, leaving), leaving), dialogue, server)
+
+
+class _Stale(Exception):
+    """A kept connection was gone when it was used again."""
+
+
+async def _send(dialogue: Dialogue, envelope: Envelope, leaving: egress.Leaving) -> Reply:
+    used_before = dialogue.sent > 0
+    try:
+        (reply,) = await dialogue.send(envelope, leaving.octets())
+    except Unreachable as error:
+        if used_before and not dialogue.data_begun:
+            raise _Stale from error
+        raise
+    return reply
+
+
+def _envelope(parcel: Parcel, leaving: egress.Leaving) -> Envelope:
+    options = parcel.due.target.options
+    return Envelope(
+        sender=parcel.due.sender,
+        recipients=[Recipient(parcel.address, options.get("notify"), options.get("orcpt"))],
+        size=leaving.size,
+        eight_bit=leaving.eight_bit,
+        utf8=leaving.utf8,
+        ret=options.get("ret"),
+        envid=options.get("envid"),
+        priority=parcel.due.target.priority,
+    )
+
+
+def _result(reply: Reply, dialogue: Dialogue, server: Server) -> Result:
+    if reply.ok:
+        return Delivered(server.host, reply.code, reply.text[:500], tells="DSN" in dialogue.known)
+    stage: verdict.Stage = "end" if dialogue.data_begun else "rcpt"
+    return verdict.of_reply(reply.code, reply.lines, stage, server.host)
+
+
+def _tell(talk: Span, result: Result) -> None:
+    talk.set("messaging.system", "aimx")
+    if result.code:
+        talk.set("smtp.response.status_code", result.code)
+    if not isinstance(result, Delivered):
+        talk.set("smtp.response.enhanced_code", result.status)
+        talk.error(result.reason)
+
+
+def _note_test(policy: Policy | None, host: str) -> None:
+    if policy is not None and policy.mode == "testing" and not policy.allows(host):
+        log.info("an MX is not in the domain's MTA-STS policy (testing)", extra={"event": "mta_sts.testing"})
+
+
+async def _addresses(host: str) -> list[str]:
+    """Of a host that the settings name: as the system knows it, in whatever network. Raises NoWay."""
+    try:
+        found = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except OSError:
+        raise NoWay(verdict.unreachable("dns.failed", f"{host} is not known here", host, "4.4.3")) from None
+    return list(dict.fromkeys(str(entry[4][0]) for entry in found))
