@@ -46,8 +46,8 @@ from aimx.identity import tokens
 from aimx.identity.agents import Directory
 from aimx.identity.certificate import Certificates
 from aimx.imap import server as imap
-from aimx.intake.bounce import Bouncer
 from aimx.intake.intake import Intake
+from aimx.intake.report import Reporter
 from aimx.listener import bind as bind_listener
 from aimx.routing.table import RoutingTable
 from aimx.sidecar.app import create_app
@@ -181,6 +181,7 @@ class Node:
 
         directory = Directory(store, settings.domains, settings.sign_in, secret=secret)
         self._stack.callback(directory.close)
+        reporter = Reporter(settings, store, directory, secret)
         intake = self._intake = Intake(
             settings,
             store,
@@ -189,6 +190,7 @@ class Node:
             message_id_key=secret,
             receipts=(keys.origin, keys.receipt),
             outbox_age=lambda: sequencer.lag_ms / 1000,
+            reports=reporter,
         )
         self._stack.push_async_callback(intake.record_turned_away)
         destinations = Destinations(settings.delivery)
@@ -204,7 +206,7 @@ class Node:
             store,
             {each.name: each for each in transports},
             tracer,
-            Bouncer(settings, store, directory, secret),
+            reporter,
             destinations,
         )
         queue.start()

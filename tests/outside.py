@@ -209,14 +209,14 @@ class _Conversation:
             return
         if not await self.say("DATA", argument, "354 go on"):
             return
-        data = b""
+        data = bytearray()
         while (line := await self.reader.readline()) != b".\r\n":
             assert line, "cut in the data"
             data += line.removeprefix(b".")
         for recipient in self.rcpt if self.server.lmtp else self.rcpt[:1]:
             taken = await self.say("END", recipient, "250 2.0.0 taken as 42")
         if taken:
-            mail = Mail(self.mail, self.rcpt, data, self.tls, self.login, self.number)
+            mail = Mail(self.mail, self.rcpt, bytes(data), self.tls, self.login, self.number)
             self.server.mails.append(mail)
             self.server._arrived.set()
         self.mail, self.rcpt = "", []

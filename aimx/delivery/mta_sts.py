@@ -14,10 +14,13 @@ from typing import Literal
 
 import httpx
 
+from aimx.delivery.dialogue import verified
 from aimx.delivery.mx import NoWay, Resolver
 
 log = logging.getLogger("aimx.delivery")
 
+PORT = 443
+"""§3.3. Another in tests only."""
 MAX_POLICY = 64 * 1024
 MAX_AGE = 31_557_600
 """Seconds; §3.2."""
@@ -58,12 +61,10 @@ class Policies:
         resolver: Resolver,
         *,
         ca: str | None = None,
-        port: int = 443,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`ca`: PEM file to believe instead of the system's authorities. `port` is another in tests only."""
+        """`ca`: PEM file to believe instead of the system's authorities."""
         self._resolver = resolver
-        self._port = port
         self._clock = clock
         self._ca = ca
         self._client: httpx.AsyncClient | None = None
@@ -96,11 +97,10 @@ class Policies:
         """§3.3: by HTTPS only, with a good certificate, no redirects, small. The address is one that mail may go to."""
         host = f"mta-sts.{domain}"
         if self._client is None:
-            verify = httpx.create_ssl_context(verify=self._ca) if self._ca else httpx.create_ssl_context()
-            self._client = httpx.AsyncClient(verify=verify, timeout=FETCH_WITHIN, trust_env=False)
+            self._client = httpx.AsyncClient(verify=verified(self._ca), timeout=FETCH_WITHIN, trust_env=False)
         try:
             address = (await self._resolver.addresses(host))[0]
-            url = httpx.URL(scheme="https", host=address, port=self._port, path="/.well-known/mta-sts.txt")
+            url = httpx.URL(scheme="https", host=address, port=PORT, path="/.well-known/mta-sts.txt")
             async with self._client.stream(
                 "GET", url, headers={"Host": host}, extensions={"sni_hostname": host}
             ) as response:

@@ -8,13 +8,14 @@ entry change in one commit, so it never comes twice.
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
+from typing import Protocol
 
 from aimx.config import Settings
 from aimx.delivery import attempt
 from aimx.delivery.destination import Destinations
 from aimx.delivery.retry import Backoff
-from aimx.delivery.transport import Later, Never, Result, Transport
+from aimx.delivery.transport import Delivered, Later, Never, Result, Transport
 from aimx.failpoint import reach
 from aimx.store.contract import Due, NotFound, Store, Unavailable, worker_name
 from aimx.telemetry.context import Context
@@ -31,8 +32,15 @@ AFTER_NOTHING = 0.05
 
 FAILED = Later("internal", "4.3.0", "the node failed at it; its log says why")
 
-Bounce = Callable[[Due, Never | Later, Span], Awaitable[None]]
-"""Tell the sender (a DSN in the commit that settles the delivery). The span is the `dead-letter` one."""
+
+class Reports(Protocol):
+    """Tells the sender what became of a delivery."""
+
+    async def failed(self, due: Due, result: Never | Later, span: Span) -> None:
+        """Given up, in the commit that settles the delivery. The span is the `dead-letter` one."""
+
+    async def delayed(self, due: Due, result: Later, span: Span) -> None: ...
+    async def delivered(self, due: Due, result: Delivered, span: Span) -> None: ...
 
 
 class Queue:
@@ -44,14 +52,15 @@ class Queue:
         store: Store,
         transports: Mapping[str, Transport],
         tracer: Tracer,
-        bounce: Bounce,
+        reports: Reports,
         destinations: Destinations | None = None,
     ) -> None:
         """`destinations`: shared with the transports that leave the node."""
         self._store = store
         self._transports = transports
         self._tracer = tracer
-        self._bounce = bounce
+        self._reports = reports
+        self._warn_ms = int(settings.delivery.warn_after * 1000)
         self._destinations = destinations or Destinations(settings.delivery)
         self._backoff = Backoff.of(settings.delivery)
         self._owner = worker_name(settings.node, 0)
@@ -148,8 +157,15 @@ class Queue:
         span = self._span(due, now_ms)
         try:
             result = await self._try(due, span, now_ms, final)
-            if isinstance(result, Never) or (final and isinstance(result, Later)):
-                await self._give_up(due, result, span)
+            match result:
+                case Delivered():
+                    await self._reports.delivered(due, result, span)
+                case Later() if not final:
+                    # Due once: for the first attempt after that time.
+                    if due.last_ms - due.created_ms < self._warn_ms <= now_ms - due.created_ms:
+                        await self._reports.delayed(due, result, span)
+                case Later() | Never():
+                    await self._give_up(due, result, span)
         except NotFound:
             pass  # settled meanwhile by whoever held the lease before
         except Unavailable:
@@ -202,7 +218,7 @@ class Queue:
         )
         try:
             reach("settle.begin")
-            await self._bounce(due, result, span)
+            await self._reports.failed(due, result, span)
             reach("settle.committed")
         finally:
             span.error(result.reason)

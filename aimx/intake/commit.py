@@ -60,7 +60,7 @@ async def commit(
     span: Span,
     settled: Settled | None = None,
     once: Once | None = None,
-) -> None:
+) -> Sequence[Outcome]:
     """Durable when it returns. Raises what the store raises; then nothing was written."""
     began_ns = time.time_ns()
     attempts = [
@@ -104,3 +104,4 @@ async def commit(
             first.end(attempt, outcome, row)
     except Exception:  # it is durable: whatever fails now must not make it a refusal
         log.exception("spans of an accepted message are missing", extra={"eid": message.eid, "context": span.context})
+    return outcomes

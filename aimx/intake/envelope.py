@@ -147,6 +147,8 @@ class Envelope:
     priority: int | None = None
     """MT-PRIORITY parameter (RFC 6710)."""
     events: list[SpanEvent] = field(default_factory=list)
+    reports: dict[str, dict[str, str]] = field(default_factory=dict)
+    """By recipient, what is to be told to the sender: `notify`, `orcpt`, `ret`, `envid` (RFC 3461)."""
     door: Door = Door.AGENT
     """Which of the three hands it over: what the message says of its trace, agent and priority is believed by it."""
     by_peer: str = ""

@@ -13,6 +13,7 @@ from aimx.audit import events
 from aimx.config import Settings
 from aimx.delivery.attempt import appended
 from aimx.delivery.retry import Backoff
+from aimx.delivery.transport import DELIVERED
 from aimx.identity.agents import Directory
 from aimx.intake import append, once, refusal, rehearsal, stamp
 from aimx.intake.ancestry import ask
@@ -22,6 +23,7 @@ from aimx.intake.envelope import Envelope, HeaderTooLarge, Octets, Reply, Upload
 from aimx.intake.guard import guard, weigh
 from aimx.intake.plan import Terms, facts, plan
 from aimx.intake.refusal import Refused
+from aimx.intake.report import Reporter, Subject
 from aimx.intake.told import Told, tell
 from aimx.message import fingerprint, identifier
 from aimx.message.header import HeaderBlock
@@ -35,6 +37,7 @@ from aimx.store.contract import (
     KeyReused,
     NewMessage,
     Once,
+    Outcome,
     Placed,
     Repeated,
     Store,
@@ -74,6 +77,7 @@ class Intake:
         message_id_key: bytes,
         receipts: tuple[str, Signer] | None = None,
         outbox_age: Callable[[], float] = lambda: 0.0,
+        reports: Reporter | None = None,
     ) -> None:
         """`receipts`: the log's origin and the key that signs its promises. `outbox_age`: seconds the log is behind."""
         self.settings = settings
@@ -84,6 +88,7 @@ class Intake:
         self._message_id_key = message_id_key
         self._receipts = receipts
         self._outbox_age = outbox_age
+        self._reports = reports
         self.clock: Callable[[], int] = lambda: time.time_ns() // 1_000_000
         """When a message came, in Unix milliseconds; a test lets hours pass."""
         self._turned_away = refusal.TurnedAway()
@@ -214,15 +219,17 @@ class Intake:
                 raise refusal.by_route(route, arrival.span)
         verdict = guard(settings, envelope, arrival, routes)
         _prioritise(routes, await self._allowed(envelope, arrival.told))
-        planned = plan(routes, arrival.span, self._terms(arrival, verdict.kind))
+        planned = plan(routes, arrival.span, self._terms(envelope, arrival, verdict.kind))
         HOPS.record(len(planned.hops))
         message = self._message(envelope, arrival, max(route.priority or 0 for route in routes), planned.hops)
         known = _known(envelope, message, routes, verdict)
         size = envelope.upload.size
         row = accepted(settings.node, message, arrival.octets, arrival.span, size, known, AUTH[envelope.door])
-        await commit(self._store, settings.node, message, planned.firsts, row, arrival.span, once=promise)
+        outcomes = await commit(self._store, settings.node, message, planned.firsts, row, arrival.span, once=promise)
         ACCEPTED[envelope.door].add()
         SIZE[envelope.door].record(size)
+        if envelope.reports:
+            await self._tell(message, outcomes, arrival.span)
         # Signed here: the store's thread would wait for the loop after each signature, and with it the whole group.
         return self._receipt(message, arrival.octets, leaf_hash(row.leaf))
 
@@ -271,7 +278,7 @@ class Intake:
         routes = await self._route(envelope, arrival)
         _prioritise(routes, await self._allowed(envelope, arrival.told))
         verdict = weigh(settings, envelope, arrival, routes)
-        planned = plan(routes, span, self._terms(arrival, verdict.kind))
+        planned = plan(routes, span, self._terms(envelope, arrival, verdict.kind))
         answer = rehearsal.answer(routes, verdict, arrival)
         fates = {}
         for first in planned.firsts if answer.accepted else ():
@@ -339,6 +346,21 @@ class Intake:
             payload=arrival.payload,
             template=arrival.template,
         )
+
+    async def _tell(self, message: NewMessage, outcomes: Sequence[Outcome], span: Span) -> None:
+        """Report what was delivered at once, to a sender that asked for it (RFC 3461)."""
+        for found in outcomes:
+            if isinstance(found, Placed) and self._reports is not None:
+                subject = Subject(
+                    eid=message.eid,
+                    sender=message.sender,
+                    target=found.target,
+                    attempt=1,
+                    created_ms=message.t_ms,
+                    trace_id=message.origin.trace_id,
+                    workflow=message.workflow,
+                )
+                await self._reports.delivered(subject, DELIVERED, span)
 
     def _receipt(self, message: NewMessage, octets: Octets, leaf: bytes) -> Reply:
         return self._answer(
@@ -410,7 +432,7 @@ class Intake:
                 takers.add(address)
         return takers
 
-    def _terms(self, arrival: Arrival, verdict: str) -> Terms:
+    def _terms(self, envelope: Envelope, arrival: Arrival, verdict: str) -> Terms:
         return Terms(
             creation=arrival.creation,
             now_ms=arrival.now_ms,
@@ -419,6 +441,7 @@ class Intake:
             by=self._domains[0],
             verdict=verdict,
             hops_before=arrival.hops_before,
+            options=envelope.reports,
             trace_only=bool(arrival.told.trace_only),
         )
 

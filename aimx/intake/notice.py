@@ -1,4 +1,4 @@
-"""What the node itself writes to one of its agents: it comes in like any message, but from nobody."""
+"""What the node itself writes to a sender: it comes in like any message, but from nobody."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -25,13 +25,13 @@ async def send(
     *,
     eid: str,
     now_ms: int,
-    to: str,
+    to: Landing,
     span: Span,
     workflow: str | None,
     facts: Mapping[str, Any],
-    settled: Settled,
+    settled: Settled | None,
 ) -> None:
-    """Put a finished message into `to`'s INBOX, in one commit with what it tells of. `span` is its creation context."""
+    """Send a finished message on its way, in one commit with what it settles. `span` is its creation context."""
     whole = Octets.of(octets)
     assert isinstance(whole.body, bytes)
     context = span.context
@@ -42,7 +42,7 @@ async def send(
         t_ms=now_ms,
         sender="",
         agent=None,
-        recipients=(to,),
+        recipients=(to.address,),
         header=whole.header.to_bytes(),
         body=whole.body,
         message_id=whole.header.get("Message-ID") or "",
@@ -62,7 +62,7 @@ async def send(
         payload=b"",
         template=b"",
     )
-    told = {"recipients": [to], "agent": None, "in_reply_to": message.in_reply_to, **facts}
+    told = {"recipients": [to.address], "agent": None, "in_reply_to": message.in_reply_to, **facts}
     event = accepted(settings.node, message, whole, span, len(octets), told)
     terms = Terms(
         creation=context,
@@ -71,6 +71,6 @@ async def send(
         backoff=Backoff.of(settings.delivery),
         by=settings.domains[0],
     )
-    firsts = [first(Landing(to, (), "mailbox"), to, span, terms)]
+    firsts = [first(to, to.address, span, terms)]
     await commit(store, settings.node, message, firsts, event, span, settled)
     ACCEPTED.add()

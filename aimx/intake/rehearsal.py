@@ -157,7 +157,7 @@ async def report(settings: Settings, store: Store, envelope: Envelope, rehearsed
         octets,
         eid=eid,
         now_ms=arrival.now_ms,
-        to=envelope.agent,
+        to=Landing(envelope.agent, (), "mailbox"),
         span=span,
         workflow=here.workflow,
         facts={"report_for": arrival.eid},

@@ -11,12 +11,15 @@ from typing import Literal
 
 from aimx.message.compose import entity, multipart
 from aimx.message.header import HeaderBlock
+from aimx.message.part import leaves
 from aimx.message.payload import Part
 from aimx.message.stamp import date, fold, line
 
-Action = Literal["failed", "delayed"]
+Action = Literal["failed", "delayed", "delivered", "relayed"]
 
 MAX_RETURNED_HEADERS = 64 * 1024
+ACTION_FIELD = "AIMX-Action"
+"""Says in the header what the report is about, for who has not read the body yet."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +27,8 @@ class Recipient:
     """What became of one recipient. Times are Unix milliseconds."""
 
     address: str
+    original: str | None = None
+    """As the sender gave it in ORCPT (RFC 3461 §4.2): `rfc822;` and xtext."""
     action: Action
     status: str
     """Enhanced status code (RFC 3463), such as 4.2.2; for a failure its class is written as 5 or 4 as given."""
@@ -55,19 +60,24 @@ class Notice:
     """Our id of the original message."""
     trace_id: bytes
     event: str | None = None
+    envelope_id: str | None = None
+    """ENVID of the sender (RFC 3461 §4.4), xtext."""
+    body: bytes | None = None
+    """Of the original, where all of it goes back."""
     stamps: Iterable[bytes] = ()
     """Finished lines for the top: the trace context."""
 
 
 def write(notice: Notice) -> bytes:
     """The message, CRLF, 7-bit but for what the original headers hold."""
-    failed = any(recipient.action == "failed" for recipient in notice.recipients)
+    action = _worst(notice)
     original_id = notice.original.get("Message-ID")
     lines = [
         *notice.stamps,
+        line(ACTION_FIELD, action),
         fold("From", [f"Mail Delivery System <postmaster@{notice.domain}>"]),
         fold("To", [notice.to]),
-        line("Subject", "Undelivered mail returned to sender" if failed else "Delayed mail (still being retried)"),
+        line("Subject", _SUBJECTS[action]),
         line("Date", date(notice.now_ms)),
         fold("Message-ID", [notice.message_id]),
         b"Auto-Submitted: auto-replied\r\n",  # RFC 3834 §5
@@ -81,17 +91,36 @@ def write(notice: Notice) -> bytes:
         lines.append(line("X-Workflow-ID", _clean(workflow)))
     lines.append(b"MIME-Version: 1.0\r\n")
     parts = [
-        entity(Part('text/plain; charset="utf-8"', _words(notice, failed).encode())),
+        entity(Part('text/plain; charset="utf-8"', _words(notice, action).encode())),
         _status_entity(notice),
-        _headers_entity(notice.original),
+        _headers_entity(notice.original) if notice.body is None else _whole_entity(notice.original, notice.body),
     ]
     return b"".join(lines) + multipart("report", parts, ["report-type=delivery-status"])
 
 
-def _words(notice: Notice, failed: bool) -> str:
+_SUBJECTS: dict[Action, str] = {
+    "failed": "Undelivered mail returned to sender",
+    "delayed": "Delayed mail (still being retried)",
+    "relayed": "Mail handed to another server",
+    "delivered": "Mail delivered",
+}
+"""From the worst to the best."""
+_HEADLINES: dict[Action, str] = {
+    "failed": "could not be delivered",
+    "delayed": "has not been delivered yet",
+    "relayed": "was handed over",
+    "delivered": "was delivered",
+}
+
+
+def _worst(notice: Notice) -> Action:
+    return min((recipient.action for recipient in notice.recipients), key=list(_SUBJECTS).index)
+
+
+def _words(notice: Notice, action: Action) -> str:
     subject = _clean(notice.original.get("Subject") or "")
     out = [
-        f"Your message {'could not be delivered' if failed else 'has not been delivered yet'}:",
+        f"Your message {_HEADLINES[action]}:",
         "",
         f"  subject   {subject or '(none)'}",
         f"  accepted  {date(notice.accepted_ms)}",
@@ -113,6 +142,7 @@ def _status_entity(notice: Notice) -> bytes:
     """message/delivery-status (RFC 3464 §2.1): per-message fields, then one block per recipient."""
     blocks = [
         [
+            *([_field("Original-Envelope-Id", _from_xtext(notice.envelope_id))] if notice.envelope_id else []),
             line("Reporting-MTA", f"dns; {notice.host}"),
             line("Arrival-Date", date(notice.accepted_ms)),
             # Extension fields (§2.4): where the audit log and the trace say the same.
@@ -124,6 +154,7 @@ def _status_entity(notice: Notice) -> bytes:
     for recipient in notice.recipients:
         kind = "rfc822" if recipient.address.isascii() else "utf-8"  # RFC 6533 §3
         fields = [
+            *([_field("Original-Recipient", _original(recipient.original))] if recipient.original else []),
             _field("Final-Recipient", f"{kind}; {_clean(recipient.address)}"),
             _field("Action", recipient.action),
             _field("Status", _clean(recipient.status)),
@@ -155,6 +186,24 @@ def _headers_entity(original: HeaderBlock) -> bytes:
     return b"Content-Type: text/rfc822-headers\r\n" + encoding + b"\r\n" + raw
 
 
+def _whole_entity(original: HeaderBlock, body: bytes) -> bytes:
+    """RFC 3462 §1: all of the message, as stored."""
+    raw = b"".join(original.raw_fields()) + b"\r\n" + body
+    encoding = b"" if raw.isascii() else b"Content-Transfer-Encoding: 8bit\r\n"
+    return b"Content-Type: message/rfc822\r\n" + encoding + b"\r\n" + raw
+
+
+def _original(orcpt: str) -> str:
+    """RFC 3464 §2.3.1: what ORCPT said, xtext undone."""
+    kind, _, address = orcpt.partition(";")
+    return f"{_clean(kind)}; {_from_xtext(address)}"
+
+
+def _from_xtext(value: str) -> str:
+    """RFC 3461 §4; the outcome is one line."""
+    return _clean(re.sub(r"\+([0-9A-F]{2})", lambda match: chr(int(match[1], 16)), value))
+
+
 def _field(name: str, value: str) -> bytes:
     """Never RFC 2047: the report is read by programs; UTF-8 stands as it is (RFC 6533)."""
     return fold(name, value.split(" "), separator=" ")
@@ -163,3 +212,48 @@ def _field(name: str, value: str) -> bytes:
 def _clean(value: str) -> str:
     """Text of a stranger's as one line."""
     return re.sub(r"[\x00-\x1f\x7f]+", " ", value).strip()[:900]
+
+
+# ── reading ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """What a DSN says of its first recipient. Empty where it does not say; the ids only where an AIMX wrote it."""
+
+    action: str
+    status: str
+    recipient: str
+    diagnostic: str
+    remote: str
+    eid: str
+    """The original message's."""
+    trace_id: str
+    event: str
+    """In the audit log, which proves what is said here."""
+
+
+def read(header: HeaderBlock, body: bytes) -> Report | None:
+    """Of a whole message; None when it is no DSN (RFC 3464 §2)."""
+    kinds = ("message/delivery-status", "message/global-delivery-status")
+    for leaf in leaves(header, body):
+        if leaf.content_type not in kinds:
+            continue
+        about, start = HeaderBlock.parse(leaf.data())
+        recipient, _ = HeaderBlock.parse(leaf.data()[start:])
+        return Report(
+            action=(recipient.get("Action") or "").lower(),
+            status=(recipient.get("Status") or "").partition(" ")[0],
+            recipient=_value(recipient.get("Final-Recipient")),
+            diagnostic=_value(recipient.get("Diagnostic-Code")),
+            remote=_value(recipient.get("Remote-MTA")),
+            eid=about.get("AIMX-Message") or "",
+            trace_id=about.get("AIMX-Trace-ID") or "",
+            event=about.get("AIMX-Event") or "",
+        )
+    return None
+
+
+def _value(typed: str | None) -> str:
+    """`rfc822; bob@b.example` without its type."""
+    return (typed or "").partition(";")[2].strip()

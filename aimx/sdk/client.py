@@ -216,7 +216,11 @@ class AsyncClient:
         reply.acknowledged = True
         self._inbox.settle(self._settle(reply))  # who asked need not wait until the node has written that down
         if reply.is_notice:
-            raise Undelivered(f"the request to {to} could not be delivered: {letter.notice(reply)}", reply)
+            said = f"the request to {to} could not be delivered: {letter.notice(reply)}"
+            report = reply.report
+            if report is None:
+                raise Undelivered(said, reply)
+            raise Undelivered(said, reply, status=report.status, trace_id=report.trace_id, event=report.event)
         return reply
 
     # ── receiving ────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -79,12 +79,16 @@ class NoReply(AimxError, TimeoutError):
 class Undelivered(AimxError):
     """Instead of a reply to `request`, the notice came that the request could not be delivered.
 
-    `notice` is that message; its payload is the human-readable part.
+    `notice` is that message; its payload is the human-readable part. `status` is the enhanced status code (RFC 3463),
+    `trace_id` shows what happened, `event` is the entry in the audit log that proves it; empty where it does not say.
     """
 
-    def __init__(self, text: str, notice: object) -> None:
+    def __init__(self, text: str, notice: object, *, status: str = "", trace_id: str = "", event: str = "") -> None:
         super().__init__(text)
         self.notice = notice
+        self.status = status
+        self.trace_id = trace_id
+        self.event = event
 
 
 def reason(error: BaseException, ca: str | None = None) -> str:

@@ -13,6 +13,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
 
+from aimx.message.dsn import ACTION_FIELD
 from aimx.message.header import HeaderBlock
 from aimx.message.identifier import message_ids
 from aimx.sdk import imap
@@ -310,6 +311,8 @@ class Inbox:
 
     def _waiting_for(self, header: bytes) -> asyncio.Future[Message] | None:
         block, _ = HeaderBlock.parse(header)
+        if (block.get(ACTION_FIELD) or "failed") != "failed":
+            return None  # a report that it still waits, or has arrived, is no answer
         # The direct answer first, then a longer way back, newest first.
         names = message_ids(block.get("In-Reply-To")) + message_ids(block.get("References"))[::-1]
         for name in names:
@@ -345,7 +348,7 @@ class Inbox:
         return None
 
 
-_FIELDS = "BODY.PEEK[HEADER.FIELDS (IN-REPLY-TO REFERENCES)]"
+_FIELDS = "BODY.PEEK[HEADER.FIELDS (IN-REPLY-TO REFERENCES AIMX-ACTION)]"
 
 
 def _is_done(values: dict[str, imap.Value]) -> bool:

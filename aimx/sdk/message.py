@@ -6,6 +6,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from aimx.message import payload as codec
+from aimx.message.dsn import Report
+from aimx.message.dsn import read as read_report
 from aimx.message.header import HeaderBlock
 from aimx.message.identifier import message_ids
 from aimx.message.part import Leaf, payload_leaf
@@ -101,6 +103,11 @@ class Message:
         """A delivery status notification (RFC 3464), not mail that somebody wrote."""
         kind = (self.headers.get("Content-Type") or "").lower()
         return kind.startswith("multipart/report") and "delivery-status" in kind
+
+    @cached_property
+    def report(self) -> Report | None:
+        """What a delivery status notification says, for programs; None for other mail."""
+        return read_report(self.headers, self.raw[self._body_at :]) if self.is_notice else None
 
     @property
     def size(self) -> int:

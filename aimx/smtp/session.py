@@ -30,10 +30,12 @@ from aimx.identity.agents import Denied, Directory, Granted, SignInDialog
 from aimx.identity.sasl import MECHANISMS, Challenge
 from aimx.identity.sender import envelope_refusal
 from aimx.intake.envelope import Envelope, HeaderTooLarge, Reply, SpanEvent, Upload
+from aimx.smtp import parameters
 from aimx.smtp.address import BadParameter, BadPath, Path, parse_path
 from aimx.smtp.budget import ByteBudget
 from aimx.smtp.core import MAX_DATA_LINE, NONE, Chunk, EndOfData, Event, Fault, Line, Receiver
 from aimx.smtp.errors import ProtocolError, Refused
+from aimx.smtp.parameters import MailParameters
 from aimx.store.contract import Agent, Unavailable
 from aimx.telemetry import metrics
 
@@ -50,9 +52,9 @@ DRAINED = 2
 SMALL_CHUNK, GATHERED = 1024, 8192
 """Chunks under the first size are gathered up to the second: octets sent singly must not cost us an object each."""
 
-# RFC 5321 §4.5.3.1.4: 512 with CRLF; RFC 1870 §3, 6152 §2, 6531 §3.4, 4954 §3, 6710 §5 lengthen MAIL and RCPT.
+# RFC 5321 §4.5.3.1.4: 512 with CRLF; RFC 1870 §3, 6152 §2, 6531 §3.4, 4954 §3, 6710 §5, 3461 §4 lengthen MAIL and RCPT.
 MAX_LINE = 512
-MAX_LINES = {b"MAIL": 512 + 26 + 17 + 10 + 500 + 15, b"RCPT": 512 + 10, b"AUTH": 12_288}
+MAX_LINES = {b"MAIL": 512 + 26 + 17 + 10 + 500 + 15 + 115, b"RCPT": 512 + 10 + 28 + 547, b"AUTH": 12_288}
 
 
 class Intake(Protocol):
@@ -102,7 +104,7 @@ class Door:
     secure_ehlo: bytes = b""
 
     def __post_init__(self) -> None:
-        common = ["PIPELINING", f"SIZE {self.settings.max_size}", "8BITMIME", "SMTPUTF8", "ENHANCEDSTATUSCODES"]
+        common = ["PIPELINING", f"SIZE {self.settings.max_size}", "8BITMIME", "SMTPUTF8", "ENHANCEDSTATUSCODES", "DSN"]
         self.clear_ehlo = _lines(250, [self.domains[0], *common, "STARTTLS"])
         mechanisms = " ".join(MECHANISMS)
         self.secure_ehlo = _lines(250, [self.domains[0], *common, f"AUTH {mechanisms}", "MT-PRIORITY", "HELP"])
@@ -121,10 +123,10 @@ class Transaction:
     """From MAIL to the final dot."""
 
     sender: str
-    utf8: bool
-    priority: int | None
+    asked: MailParameters
     started_ns: int
-    recipients: list[str] = field(default_factory=list)
+    recipients: dict[str, dict[str, str]] = field(default_factory=dict)
+    """With what each was given (RFC 3461)."""
     events: list[SpanEvent] = field(default_factory=list)
     upload: Upload | None = None
     size: int = 0
@@ -437,37 +439,15 @@ class Session:
         if agent is None or agent.disabled or agent.credential != self._agent.credential:
             self.farewell(421, "4.7.0", "your account was changed; sign in again")
             return
-        utf8, priority = self._mail_parameters(path.parameters)
-        self._require_utf8(path, utf8)
+        asked = parameters.of_mail(path.parameters, self._door.settings.max_size)
+        self._require_utf8(path, asked.utf8)
         refusal = envelope_refusal(path.address, agent.address)
         if refusal is not None:
             raise Refused(550, "5.7.1", refusal)
-        self._transaction = Transaction(path.address, utf8, priority, time.time_ns())
+        self._transaction = Transaction(path.address, asked, time.time_ns())
         self._transaction.events, self._early = self._early, []
         self.progress += 1
         self.out.append(SENDER_OK)
-
-    def _mail_parameters(self, parameters: dict[str, str | None]) -> tuple[bool, int | None]:
-        """(SMTPUTF8 was given, MT-PRIORITY)."""
-        priority: int | None = None
-        for keyword, value in parameters.items():
-            match keyword:
-                case "SIZE" if value and value.isdecimal() and len(value) <= 20:  # RFC 1870 §3
-                    if int(value) > self._door.settings.max_size:
-                        raise Refused(552, "5.3.4", f"a message has at most {self._door.settings.max_size} octets")
-                case "BODY" if value and value.upper() in ("7BIT", "8BITMIME"):  # RFC 6152
-                    pass
-                case "SMTPUTF8" if value is None:  # RFC 6531
-                    pass
-                case "AUTH" if value:  # RFC 4954 §5: an agent is not trusted to name another; as if AUTH=<>
-                    pass
-                case "MT-PRIORITY" if value and _is_priority(value):  # RFC 6710 §5
-                    priority = int(value)
-                case "SIZE" | "BODY" | "SMTPUTF8" | "AUTH" | "MT-PRIORITY":
-                    raise ProtocolError(501, "5.5.4", f"{keyword} has a wrong value")
-                case _:
-                    raise ProtocolError(555, "5.5.4", "parameter not recognised")
-        return "SMTPUTF8" in parameters, priority
 
     def _rcpt(self, argument: str) -> Awaitable[None]:
         transaction = self._transaction
@@ -478,12 +458,11 @@ class Session:
         path = self._path(argument[3:])
         if not path.address:
             raise ProtocolError(501, "5.1.3", "a recipient is never empty")
-        if path.parameters:
-            raise ProtocolError(555, "5.5.4", "parameter not recognised")
-        self._require_utf8(path, transaction.utf8)
-        return self._recipient(transaction, path)
+        reports = parameters.of_rcpt(path.parameters) if path.parameters else {}
+        self._require_utf8(path, transaction.asked.utf8)
+        return self._recipient(transaction, path, reports)
 
-    async def _recipient(self, transaction: Transaction, path: Path) -> None:
+    async def _recipient(self, transaction: Transaction, path: Path, reports: dict[str, str]) -> None:
         refusal: Reply | None
         if len(transaction.recipients) >= self._door.settings.max_recipients:
             refusal = Reply(452, "4.5.3", "too many recipients")  # RFC 5321 §4.5.3.1.10
@@ -493,8 +472,7 @@ class Session:
             self._note("smtp.recipient_refused", code=refusal.code, enhanced=refusal.enhanced)
             transaction.turned_away = refusal
             raise Refused(*refusal)
-        if path.address not in transaction.recipients:
-            transaction.recipients.append(path.address)
+        transaction.recipients.setdefault(path.address, reports)
         self.progress += 1
         self.out.append(RECIPIENT_OK)
 
@@ -607,10 +585,15 @@ class Session:
             upload=transaction.upload or self._door.intake.upload(),
             peer=str(self._peer),
             helo=self._host,
-            protocol="UTF8SMTPSA" if transaction.utf8 else "ESMTPSA",  # RFC 3848, RFC 6531 §4.3
+            protocol="UTF8SMTPSA" if transaction.asked.utf8 else "ESMTPSA",  # RFC 3848, RFC 6531 §4.3
             tls=self._tls or "",
             started_ns=transaction.started_ns,
-            priority=transaction.priority,
+            priority=transaction.asked.priority,
+            reports={
+                address: transaction.asked.reports | asked
+                for address, asked in transaction.recipients.items()
+                if asked or transaction.asked.reports
+            },
             events=transaction.events,
         )
 
@@ -710,10 +693,6 @@ def _unbase64(text: bytes) -> bytes:
         return b64decode(text, validate=True)
     except Base64Error:
         raise ProtocolError(501, "5.5.2", "a response is base64") from None
-
-
-def _is_priority(value: str) -> bool:
-    return value.removeprefix("-").isdecimal() and len(value) <= 2 and -9 <= int(value) <= 9
 
 
 def _reply(code: int, enhanced: str, text: str) -> bytes:

@@ -18,9 +18,9 @@ from aimx.config import Settings
 from aimx.delivery.mailbox import MailboxTransport
 from aimx.delivery.queue import Queue
 from aimx.identity.agents import Directory
-from aimx.intake.bounce import Bouncer
 from aimx.intake.envelope import Envelope, Reply
 from aimx.intake.intake import Intake
+from aimx.intake.report import Reporter
 from aimx.message.header import HeaderBlock
 from aimx.store.contract import Row, Unavailable
 from aimx.store.sqlite import SqliteStore, bodies
@@ -78,9 +78,9 @@ class World:
 
     def queue(self) -> Queue:
         store: Any = self.flaky
-        bouncer = Bouncer(self.settings, store, self.directory, KEY)
+        reporter = Reporter(self.settings, store, self.directory, KEY)
         mailbox = MailboxTransport(store, self.settings.node)
-        return Queue(self.settings, store, {"mailbox": mailbox}, self.tracer, bouncer)
+        return Queue(self.settings, store, {"mailbox": mailbox}, self.tracer, reporter)
 
     async def send(self, sender: str, to: Sequence[str], *headers: str, body: bytes = b"x\r\n") -> Reply:
         upload = self.intake.upload()

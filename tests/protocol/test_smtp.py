@@ -44,7 +44,7 @@ async def test_what_is_offered_before_and_after_tls() -> None:
         clear, secure = await node.wire(tls=False), await node.wire()
         before = await clear.say("EHLO x", 250)
         after = await secure.say("EHLO x", 250)
-        both = {"PIPELINING", "SIZE 52428800", "8BITMIME", "SMTPUTF8", "ENHANCEDSTATUSCODES"}
+        both = {"PIPELINING", "SIZE 52428800", "8BITMIME", "SMTPUTF8", "ENHANCEDSTATUSCODES", "DSN"}
         assert {line[4:] for line in before[1:]} == both | {"STARTTLS"}
         assert {line[4:] for line in after[1:]} == both | {"AUTH SCRAM-SHA-256 PLAIN LOGIN", "MT-PRIORITY", "HELP"}
 
@@ -54,7 +54,7 @@ async def test_a_reply_of_many_lines_comes_in_one_piece() -> None:
         wire = await node.wire(tls=False)
         await wire.send(b"EHLO x\r\n")
         first = await asyncio.wait_for(wire.reader.read(65536), 5)
-        assert first.count(b"\r\n") == 7
+        assert first.count(b"\r\n") == 8
 
 
 @pytest.mark.parametrize("line", ["HELO x", "AUTH PLAIN " + PLAIN, SENDER, RECIPIENT, "DATA", "RSET", "VRFY x", "HELP"])
@@ -113,9 +113,9 @@ async def test_a_pipelined_session_is_answered_in_order() -> None:
         ([SENDER + " SIZE=x"], 501, "5.5.4"),
         ([SENDER + " BODY=BINARYMIME"], 501, "5.5.4"),
         ([SENDER + " MT-PRIORITY=10"], 501, "5.5.4"),
-        ([SENDER + " RET=FULL"], 555, "5.5.4"),
+        ([SENDER + " HOLDFOR=9"], 555, "5.5.4"),
         ([SENDER, "RCPT TO:<>"], 501, "5.1.3"),
-        ([SENDER, RECIPIENT + " NOTIFY=NEVER"], 555, "5.5.4"),
+        ([SENDER, RECIPIENT + " RRVS=x"], 555, "5.5.4"),
         ([SENDER, "RCPT TO:<x@gmail.example>"], 550, "5.7.1"),
         ([SENDER, "RCPT TO:<@fabric.local:x@gmail.example>"], 550, "5.7.1"),
         ([SENDER, "RCPT TO:<x%gmail.example@other.example>"], 550, "5.7.1"),

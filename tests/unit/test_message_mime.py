@@ -267,6 +267,20 @@ def test_a_dsn_is_understood_by_programs_and_people() -> None:
     assert b"secret body" not in bounce()
 
 
+def test_a_dsn_is_read_back_by_the_sdk() -> None:
+    raw = bounce()
+    header, start = HeaderBlock.parse(raw)
+    report = dsn.read(header, raw[start:])
+    assert report is not None
+    assert (report.action, report.status, report.recipient) == ("failed", "4.2.2", "critic@x.local")
+    assert (report.eid, report.event) == ("01J00000000000000000000000", "01J00000000000000000000001")
+    assert report.trace_id == "12" * 16
+
+
+def test_other_mail_is_no_dsn() -> None:
+    assert dsn.read(HeaderBlock.parse(b"Content-Type: multipart/report; boundary=x\r\n\r\n")[0], b"--x--\r\n") is None
+
+
 def test_a_delay_says_until_when_it_is_retried() -> None:
     mail = email.message_from_bytes(bounce("delayed"), policy=policy.default)
     assert "Delayed" in mail["Subject"]
