@@ -84,7 +84,7 @@ def receive(tracer: Tracer, envelope: Envelope, choice: Choice | None = None, to
 def replied(span: Span, envelope: Envelope, reply: Reply) -> None:
     """The transaction is over: what the door saw, and what it answers."""
     for name, t_ns, attributes in envelope.events:
-        span.event(name, attributes, t_ns)
+        span.event(name, attributes, max(t_ns, span.start_ns))  # who signed in did so before MAIL
     span.set("messaging.message.envelope.size", envelope.upload.size)
     span.say(_outcome(envelope.tls, len(envelope.recipients), reply.code, reply.enhanced))
     if not reply.accepted:

@@ -7,17 +7,35 @@ id or a subject.
 """
 
 import re
+from enum import StrEnum
 from typing import NamedTuple
 
 from aimx.telemetry.span import CLIENT, CONSUMER, INTERNAL, PRODUCER, SERVER, Kind
+
+
+class Relation(StrEnum):
+    """What a span hangs under or is linked to, where that is no one span of this catalogue."""
+
+    ROOT = "none"
+    """It begins a trace."""
+    CURRENT = "the caller's current span"
+    CREATION = "creation context"
+    """What `traceparent` of the message says: the span in which an agent, or a node, made it."""
+    CLAIMED = "a stranger's claimed context"
+    COVERED = "spans of the events it covers"
+
+
+ROOT, CURRENT, CREATION, CLAIMED, COVERED = Relation
 
 
 class SpanSpec(NamedTuple):
     name: str
     """Template; `{word}` is a name from the configuration."""
     kind: Kind
-    parent: str
-    links: str
+    parents: tuple[str, ...]
+    """Names of this catalogue, and `Relation`s: any of them can be the parent."""
+    links: tuple[str, ...]
+    """The same, for what it is linked to."""
     attributes: tuple[str, ...]
     events: tuple[str, ...]
     doc: str
@@ -42,27 +60,17 @@ SPANS: tuple[SpanSpec, ...] = (
     SpanSpec(
         "send",
         PRODUCER,
-        "the agent's current span",
-        "",
-        (*_MESSAGING, "messaging.message.body.size"),
+        (CURRENT, ROOT, "process"),
+        (),
+        (*_MESSAGING, "messaging.message.body.size", "server.address", "server.port"),
         (),
         "The SDK sends a message. Its context is the creation context.",
     ),
     SpanSpec(
-        "send {destination}",
-        PRODUCER,
-        "the agent's current span",
-        "",
-        (*_MESSAGING, "messaging.message.body.size"),
-        (),
-        "The same to a pool or list, by its name.",
-    ),
-    SpanSpec(
         "smtp receive",
         SERVER,
-        "the continued context; untrusted: none",
-        "untrusted: the claimed context; a trusted header of another trace: the message it answers; a message sent"
-        " again: its first acceptance",
+        (CREATION, "route {rule}", ROOT),
+        (CLAIMED, CREATION, "smtp receive"),
         (
             "messaging.message.envelope.size",
             "messaging.batch.message_count",
@@ -87,8 +95,8 @@ SPANS: tuple[SpanSpec, ...] = (
     SpanSpec(
         "route {rule}",
         INTERNAL,
-        "smtp receive, or the previous route hop",
-        "",
+        ("smtp receive", "route {rule}"),
+        (),
         (
             "aimx.route.rule",
             "aimx.route.decision",
@@ -105,8 +113,8 @@ SPANS: tuple[SpanSpec, ...] = (
     SpanSpec(
         "audit append",
         INTERNAL,
-        "what caused it",
-        "",
+        ("smtp receive", "deliver {transport}", "dead-letter {queue}", CREATION, ROOT),
+        (),
         ("aimx.audit.event", "aimx.audit.leaf"),
         (),
         "From building the leaf to the commit that makes it durable. The leaf is a prefix of its hash.",
@@ -114,8 +122,8 @@ SPANS: tuple[SpanSpec, ...] = (
     SpanSpec(
         "enqueue {queue}",
         PRODUCER,
-        "route",
-        "",
+        ("route {rule}", "smtp receive", "dead-letter {queue}"),
+        (),
         (*_MESSAGING, "aimx.queue.reason"),
         (),
         "One per queued recipient; its context is stored in the queue row.",
@@ -123,8 +131,8 @@ SPANS: tuple[SpanSpec, ...] = (
     SpanSpec(
         "deliver {transport}",
         CONSUMER,
-        "enqueue; or route, when delivered at once",
-        "creation context, previous attempt",
+        ("enqueue {queue}", "route {rule}", "smtp receive", "dead-letter {queue}", ROOT),
+        (CREATION, "deliver {transport}"),
         (
             *_MESSAGING,
             "aimx.delivery.attempt",
@@ -134,13 +142,14 @@ SPANS: tuple[SpanSpec, ...] = (
             "aimx.destination.circuit",
         ),
         ("retry.scheduled",),
-        "One attempt. Failed: status ERROR, and `retry.scheduled` says the delay and the next attempt.",
+        "One attempt; a late one begins a trace (`aimx.trace.rollover`). Failed: status ERROR, and `retry.scheduled`"
+        " says the delay and the next attempt.",
     ),
     SpanSpec(
         "relay {peer}",
         CLIENT,
-        "deliver",
-        "",
+        ("deliver {transport}",),
+        (),
         (
             "server.address",
             "server.port",
@@ -154,8 +163,8 @@ SPANS: tuple[SpanSpec, ...] = (
     SpanSpec(
         "webhook {name}",
         CLIENT,
-        "deliver",
-        "",
+        ("deliver {transport}",),
+        (),
         ("http.request.method", "http.response.status_code", "server.address", "server.port"),
         (),
         "The request; `traceparent` goes in it too.",
@@ -163,8 +172,8 @@ SPANS: tuple[SpanSpec, ...] = (
     SpanSpec(
         "mailbox append",
         INTERNAL,
-        "deliver",
-        "",
+        ("deliver {transport}",),
+        (),
         ("aimx.mailbox.uid", "aimx.mailbox.name"),
         (),
         "The entry in the mailbox.",
@@ -172,8 +181,8 @@ SPANS: tuple[SpanSpec, ...] = (
     SpanSpec(
         "dead-letter {queue}",
         PRODUCER,
-        "the last attempt",
-        "creation context",
+        ("deliver {transport}",),
+        (CREATION,),
         ("aimx.queue.reason", "aimx.delivery.attempt"),
         (),
         "Given up; the DSN is a new message in the same trace.",
@@ -182,8 +191,8 @@ SPANS: tuple[SpanSpec, ...] = (
         SpanSpec(
             f"imap {command}",
             SERVER,
-            "one message: its creation context; several: none",
-            "several: their creation contexts, at most 128",
+            (CREATION, ROOT),
+            (CREATION,),
             (
                 "messaging.batch.message_count",
                 "aimx.pickup.latency",
@@ -206,8 +215,8 @@ SPANS: tuple[SpanSpec, ...] = (
     SpanSpec(
         "http {operation}",
         SERVER,
-        "signed in: the request's `traceparent`; else none",
-        "not signed in: the claimed context",
+        (CURRENT, ROOT),
+        (CLAIMED,),
         ("http.request.method", "http.route", "http.response.status_code", "url.scheme"),
         (),
         "One HTTP request, by its operation's name in `/openapi.json`. None for `/healthz`, `/readyz`, `/metrics`.",
@@ -215,8 +224,8 @@ SPANS: tuple[SpanSpec, ...] = (
     SpanSpec(
         "audit integrate",
         INTERNAL,
-        "none",
-        "the appends it covers, at most 128",
+        (ROOT,),
+        (COVERED,),
         ("aimx.audit.size.before", "aimx.audit.size.after", "aimx.audit.lag", "aimx.audit.leaves"),
         (),
         "The sequencer put leaves into the tree.",
@@ -224,8 +233,8 @@ SPANS: tuple[SpanSpec, ...] = (
     SpanSpec(
         "checkpoint sign",
         INTERNAL,
-        "none",
-        "",
+        (ROOT,),
+        (),
         ("aimx.audit.size.after", "aimx.audit.origin"),
         (),
         "A tree head was signed.",
@@ -233,8 +242,8 @@ SPANS: tuple[SpanSpec, ...] = (
     SpanSpec(
         "checkpoint witness",
         CLIENT,
-        "none",
-        "",
+        (ROOT,),
+        (),
         (
             "aimx.audit.size.after",
             "aimx.audit.anchor",
@@ -248,8 +257,8 @@ SPANS: tuple[SpanSpec, ...] = (
     SpanSpec(
         "process",
         CONSUMER,
-        "creation context (single message)",
-        "the fetch or delivery that brought it",
+        (CREATION,),
+        ("route {rule}",),
         (*_MESSAGING, "messaging.message.body.size"),
         (),
         "The SDK's worker handles a message; what it sends meanwhile stays in the trace.",
@@ -257,8 +266,8 @@ SPANS: tuple[SpanSpec, ...] = (
     SpanSpec(
         "ack",
         CLIENT,
-        "process, else the creation context",
-        "",
+        ("process", CURRENT, CREATION),
+        (),
         _MESSAGING,
         (),
         "The SDK acknowledges a message.",
@@ -374,7 +383,7 @@ def tables() -> str:
     """Both catalogues as the Markdown tables of `docs/spans.md`; `python -m aimx.telemetry.catalogue` prints them."""
     lines = ["## Spans", "", "| span | kind | parent → links | says |", "|---|---|---|---|"]
     for spec in SPANS:
-        family = spec.parent + (f" → {spec.links}" if spec.links else "")
+        family = _family(spec.parents) + (f" → {_family(spec.links)}" if spec.links else "")
         lines.append(f"| `{spec.name}` | {spec.kind.name} | {family} | {spec.doc} |")
     lines += ["", "## Attributes and events", "", "| span | attributes | events |", "|---|---|---|"]
     lines.append(f"| any that is about one message | {_code(COMMON)} | |")
@@ -384,6 +393,10 @@ def tables() -> str:
     for metric in METRICS:
         lines.append(f"| `{metric.name}` | {metric.kind} | {metric.unit} | {_code(metric.labels)} | {metric.doc} |")
     return "\n".join(lines) + "\n"
+
+
+def _family(names: tuple[str, ...]) -> str:
+    return ", ".join(name if isinstance(name, Relation) else f"`{name}`" for name in names)
 
 
 def _code(words: tuple[str, ...]) -> str:
