@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         Unreachable,
     )
     from aimx.sdk.message import Message
+    from aimx.sdk.receipt import Receipt, ReceiptInvalid, Suppressed
 
 __version__ = "0.1.0"
 
@@ -44,9 +45,12 @@ __all__ = [
     "NoReply",
     "NotConfigured",
     "PayloadError",
+    "Receipt",
+    "ReceiptInvalid",
     "Refused",
     "Sent",
     "SignInFailed",
+    "Suppressed",
     "Unconfirmed",
     "Undelivered",
     "Unreachable",
@@ -58,6 +62,9 @@ _HOMES = {
     "AsyncClient": "aimx.sdk.client",
     "Message": "aimx.sdk.message",
     "PayloadError": "aimx.message.payload",
+    "Receipt": "aimx.sdk.receipt",
+    "ReceiptInvalid": "aimx.sdk.receipt",
+    "Suppressed": "aimx.sdk.receipt",
     "Sent": "aimx.sdk.client",
     "connect": "aimx.sdk.client",
 }

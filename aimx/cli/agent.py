@@ -13,7 +13,7 @@ from aimx.cli.failure import Failed
 from aimx.cli.folder import data_option, json_option, opened, ready
 from aimx.cli.screen import clock, print_json, print_table, size_of
 from aimx.config import Settings
-from aimx.sdk.account import Account, Door
+from aimx.sdk.account import VKEYS_FILE, Account, Door
 from aimx.store.contract import Agent, EventRow, NotFound, SpanRef, Store
 
 
@@ -297,4 +297,7 @@ def _url(address: str, secret: str, settings: Settings, data: Path) -> str:
     if "" in (smtp.host, imap.host):
         raise Failed("the node's addresses cannot be read from its ready file")
     ca = running.ca if running else str((data / "tls" / "ca.pem").resolve())
-    return Account(address, secret, smtp, imap, ca).url
+    served = (running.http if running else str(settings.listen.http)).removeprefix("https://").rpartition(":")
+    http = Door(served[0].strip("[]"), int(served[2]))
+    vkeys = str((data / VKEYS_FILE).resolve()) if (data / VKEYS_FILE).exists() else None
+    return Account(address, secret, smtp, imap, ca, http, vkeys).url

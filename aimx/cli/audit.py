@@ -3,7 +3,7 @@
 import asyncio
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -213,3 +213,53 @@ def export(folder: Path, openings: bool, as_json: bool, data: Path) -> None:
     click.echo(f"{done.size} leaves, {done.files} files written to {folder}")
     if openings:
         click.echo(f"{done.openings} openings: they name people; hand them on as you would the mail", err=True)
+
+
+@audit.command("check-receipt", short_help="Did the node keep the promise it gave with a 250?")
+@click.argument("receipt")
+@click.argument("mail", type=click.File("rb"))
+@click.option("--from", "sender", help="Envelope sender. [default: the From header]")
+@click.option("--to", "recipients", multiple=True, help="Envelope recipient, in order. [default: To, Cc, Bcc]")
+@click.option(
+    "--vkeys",
+    type=click.Path(path_type=Path, dir_okay=False, exists=True),
+    help="The node's verifier keys. [default: the folder's]",
+)
+@click.option("--url", help="Ask the log that is served there, instead of the folder's.")
+@click.option("--ca", type=click.Path(dir_okay=False, exists=True), help="Authority to trust for --url, and no other.")
+@click.option("--offline", is_flag=True, help="Only check the signature.")
+@json_option
+@data_option
+def check_receipt(
+    receipt: str,
+    mail: Any,
+    sender: str | None,
+    recipients: tuple[str, ...],
+    vkeys: Path | None,
+    url: str | None,
+    ca: str | None,
+    offline: bool,
+    as_json: bool,
+    data: Path,
+) -> None:
+    """Check RECEIPT (the text of the 250, or a file with it) against the original MAIL, and look for it in the log.
+
+    VALID: the node promised this message. Then INCLUDED: its leaf is under a signed checkpoint; PENDING: not yet, and
+    the minute is not over; SUPPRESSED: it never came, and receipt, mail and checkpoint together prove that.
+
+    Exit codes: 0; 1 it could not be checked; 3 the receipt is not about this mail, or the log's files do not hold
+    together (INVALID); 6 SUPPRESSED.
+    """
+    from aimx.cli import receipt as check
+
+    asked = check.Asked(receipt, mail.read(), sender, recipients, vkeys or data / "audit.vkeys", url, ca, offline)
+    found = asyncio.run(check.check(asked, data))
+    if as_json:
+        print_json(found.to_json())
+    else:
+        good = found.state in (None, "INCLUDED", "PENDING") and found.valid
+        click.secho(", ".join(found.words), bold=True, fg="green" if good else "red")
+        click.echo("\n".join(found.lines))
+    if not found.valid:
+        sys.exit(ALTERED)
+    sys.exit(SUPPRESSED if found.state == "SUPPRESSED" else 0)

@@ -14,6 +14,8 @@ from aimx.sdk.errors import NotConfigured
 DEFAULT_SMTP = 2465
 DEFAULT_IMAP = 2993
 DEFAULT_DATA = "aimx-data"
+VKEYS_FILE = "audit.vkeys"
+"""The node's verifier keys, in its data folder: by them receipts are checked."""
 READY_FILE = "ready.json"
 """Where a running node says how to reach it, in its data folder."""
 STARTED_FILE = "started.json"
@@ -35,6 +37,10 @@ class Account:
     imap: Door
     ca: str | None = None
     """File with the certificate authority to trust, and no other. None: the system's."""
+    http: Door | None = None
+    """Where the node's log is served; only receipts need it."""
+    vkeys: str | None = None
+    """File with the node's verifier keys; only receipts need it."""
 
     @property
     def domain(self) -> str:
@@ -47,7 +53,9 @@ class Account:
     @property
     def url(self) -> str:
         """The account as one line for AIMX_URL. It holds the password."""
-        query = {"smtp": str(self.smtp.port), "imap": str(self.imap.port)} | ({"ca": self.ca} if self.ca else {})
+        query = {"smtp": str(self.smtp.port), "imap": str(self.imap.port)}
+        given = {"http": str(self.http.port) if self.http else None, "ca": self.ca, "vkeys": self.vkeys}
+        query |= {name: value for name, value in given.items() if value}
         host = f"[{self.smtp.host}]" if ":" in self.smtp.host else self.smtp.host
         who = f"{quote(self.address, safe='')}:{quote(self.password, safe='')}"
         return f"aimx://{who}@{host}?{urlencode(query, safe='/')}"
@@ -101,14 +109,22 @@ def _from_url(url: str, agent: str | None, password: str | None, ca: str | None)
         parts = urlsplit(url)
         query = {name: values[-1] for name, values in parse_qs(parts.query).items()}
         smtp, imap = int(query.get("smtp", parts.port or DEFAULT_SMTP)), int(query.get("imap", DEFAULT_IMAP))
+        http = int(query["http"]) if "http" in query else None
     except ValueError:
         raise NotConfigured(f"the URL does not read as {form}") from None
     address = agent or unquote(parts.username or "")
     password = password or unquote(parts.password or "")
     if parts.scheme != "aimx" or not parts.hostname or "@" not in address or not password:
         raise NotConfigured(f"the URL does not read as {form}")
+    host = parts.hostname
     return Account(
-        address.lower(), password, Door(parts.hostname, smtp), Door(parts.hostname, imap), query.get("ca") or ca
+        address.lower(),
+        password,
+        Door(host, smtp),
+        Door(host, imap),
+        query.get("ca") or ca,
+        None if http is None else Door(host, http),
+        query.get("vkeys"),
     )
 
 
@@ -125,7 +141,17 @@ def _from_ready(path: Path, agent: str, password: str, ca: str | None) -> Accoun
         raise NotConfigured(f"{str(file)!r} is not a node's ready file") from None
     if "@" not in agent:
         agent = f"{agent}@{_domain(file, ready)}"
-    return Account(agent.lower(), password, smtp, imap, ca or ready.get("ca"))
+    http = str(ready.get("http", "")).removeprefix("https://")
+    vkeys = file.with_name(VKEYS_FILE)
+    return Account(
+        agent.lower(),
+        password,
+        smtp,
+        imap,
+        ca or ready.get("ca"),
+        _door(http) if http else None,
+        str(vkeys.resolve()) if vkeys.exists() else None,
+    )
 
 
 def _domain(file: Path, ready: dict[str, Any]) -> str:

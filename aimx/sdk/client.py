@@ -16,8 +16,8 @@ from aimx.sdk.errors import AimxError, InvalidMessage, NoReply, Undelivered
 from aimx.sdk.inbox import Inbox
 from aimx.sdk.message import Message
 from aimx.sdk.outbox import Handing, Outbox
+from aimx.sdk.receipt import Receipt, of_reply
 from aimx.tlog.errors import FormatError
-from aimx.tlog.receipt import Receipt, parse
 
 _KEY = re.compile(r"[!#-\[\]-~]{1,200}")
 
@@ -35,7 +35,7 @@ class Sent(NamedTuple):
     trace_id: str
     """32 hex digits; `aimx trace` shows it."""
     receipt: Receipt | None
-    """The node's signed promise that the message stands in the audit log."""
+    """The node's signed promise that the message stands in the audit log: `verify()` it, `await confirm()` it."""
 
 
 def connect(
@@ -139,7 +139,7 @@ class AsyncClient:
             trace_id = context.trace_id.hex()
             text = await self._outbox.send(Handing(recipients, octets, message_id, key, trace_id, priority))
             try:
-                receipt = parse(text)
+                receipt = of_reply(text, octets, self.account.address, recipients, self.account)
             except FormatError:
                 receipt = None
             if receipt is not None:
