@@ -1,7 +1,8 @@
 """What a message may be looked up by, as far as its door lets it be believed (trace binding: which context).
 
-Agents and peers name what they answer. From a stranger only a Message-ID counts that this node minted, on a message
-that it sent *to that address*: who has never got such a message cannot have read the id there.
+Agents and peers name what they answer. From a stranger only a Message-ID counts that this node minted, or that an SDK
+drew so that nobody can guess it, on a message that was sent *to that address*: who has never got such a message cannot
+have read the id there.
 """
 
 from collections.abc import Callable, Sequence
@@ -36,6 +37,7 @@ def ask(envelope: Envelope, told: Told, hop: Context | None, key: bytes, serves:
         return Ask(party, told.in_reply_to, told.references, context.trace_id if context else None, told.workflow)
     if envelope.sender and serves(envelope.sender):
         return NOTHING  # an agent of ours comes through the agents' door
-    ours = [id for id in told.references if identifier.unmint(id, key)]
-    answered = told.in_reply_to if told.in_reply_to and identifier.unmint(told.in_reply_to, key) else None
-    return Ask(party, answered, ours, None, None)
+    named = [told.in_reply_to or "", *told.references]
+    ours = {id for id in named if identifier.unmint(id, key) or identifier.is_drawn(id, serves)}
+    answered = told.in_reply_to if told.in_reply_to in ours else None
+    return Ask(party, answered, [id for id in told.references if id in ours], None, None)

@@ -9,6 +9,7 @@ import hmac
 import os
 import re
 import time
+from collections.abc import Callable
 from threading import Lock
 
 _ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"  # Crockford's base 32, as the ULID specification demands
@@ -17,6 +18,7 @@ _RANDOM_BITS = 80
 _RANDOM_SPACE = 1 << _RANDOM_BITS
 
 _MINTED = re.compile(r"<?([0-9a-f]{32})\.([0-9a-f]{16})\.([0-9a-f]{8})\.([0-9a-f]{16})@([!-~]{1,255}?)>?", re.ASCII)
+_DRAWN = re.compile(r"<[0-7][0-9a-hjkmnp-tv-z]{25}(@[!-;=?-~]{1,255})>", re.ASCII)
 _MESSAGE_ID = re.compile(r"<[^<>\s]{1,996}>")
 
 _lock = Lock()
@@ -70,6 +72,15 @@ def unmint(message_id: str, key: bytes) -> tuple[bytes, bytes] | None:
     if not hmac.compare_digest(mac, _mac(trace_id, span_id, nonce, match.group(5), key)):
         return None
     return trace_id, span_id
+
+
+def is_drawn(message_id: str, serves: Callable[[str], bool]) -> bool:
+    """Whether it is an SDK's: a ULID at a domain that `serves` knows, whose 80 random bits cannot be guessed.
+
+    Like a minted one it can only be named by who has read it, though nothing proves who drew it.
+    """
+    match = _DRAWN.fullmatch(message_id.strip())
+    return match is not None and serves(f"x{match[1]}")
 
 
 def message_ids(value: str | None) -> list[str]:

@@ -69,7 +69,7 @@ SPANS: tuple[SpanSpec, ...] = (
     SpanSpec(
         "smtp receive",
         SERVER,
-        (CREATION, "route {rule}", ROOT),
+        (CREATION, "relay {peer}", ROOT),
         (CLAIMED, CREATION, "smtp receive"),
         (
             "messaging.message.envelope.size",

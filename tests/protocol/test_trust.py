@@ -7,6 +7,7 @@ import aiosmtplib
 import pytest
 
 from aimx.intake.envelope import Envelope, Reply
+from aimx.message.identifier import new_eid
 from aimx.telemetry.context import Door
 from tests.protocol.mail_node import MailNode, address, running
 
@@ -123,6 +124,27 @@ async def test_an_answer_from_outside_rejoins_by_an_id_that_this_node_minted(tmp
         header = await node.header("ada")
         assert header.get("X-Workflow-ID") == "talk", "of what it answers, not of its own choice"
         assert (header.get("traceparent") or "").startswith(f"00-{TRACE}-")
+
+
+async def test_so_it_does_by_an_id_that_the_sdk_has_drawn(tmp_path: Path) -> None:
+    outside = {"domain": {"fabric.local": {}, "a.example": {}}}
+    async with running(tmp_path, ["ada", BOB], **outside) as node:
+        drawn, chosen = f"<{new_eid().lower()}@fabric.local>", "<question-1@fabric.local>"
+        for message_id in (drawn, chosen):
+            await node.send("ada", BOB, Message_ID=message_id, traceparent=f"00-{TRACE}-{SPAN}-01")
+        node.node._intake.table._domains = frozenset({"fabric.local"})  # type: ignore[attr-defined]
+        for message_id in (drawn, chosen):
+            assert (await handed(node, Door.STRANGER, BOB, "ada", f"In-Reply-To: {message_id}\r\n")).code == 250
+        sources = [span.attributes["aimx.context.source"] for span in node.spans.named("smtp receive")[-2:]]
+        assert sources == ["in_reply_to", "new"], "anybody could have guessed the other"
+
+
+async def test_an_agent_that_does_not_sample_decides_for_itself_only(tmp_path: Path) -> None:
+    async with running(tmp_path, ["ada", "cleo"]) as node:
+        await node.send("ada", "cleo", traceparent=f"00-{TRACE}-{SPAN}-00")
+        names = {span.name for span in node.spans if span.trace_id.hex() == TRACE}
+        assert {"smtp receive", "route recipient", "deliver mailbox"} <= names
+        assert (await node.header("cleo")).get("traceparent") == f"00-{TRACE}-{SPAN}-00"
 
 
 @pytest.mark.parametrize("sender", ["eve@b.example", "ada@fabric.local", BOB])

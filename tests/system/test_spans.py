@@ -10,12 +10,15 @@ import smtplib
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
+from threading import Thread
 
 import httpx
 import pytest
+from aiosmtpd.smtp import SMTP
 
 from aimx.store.sqlite import SqliteStore
 from aimx.telemetry.catalogue import SPANS, span_spec
@@ -30,8 +33,15 @@ TYPED = "00f067aa0ba902b7"
 """The span id of every traceparent that a scenario types by hand."""
 MEMBERS = [f"m{i:02}" for i in range(50)]
 NAMES = ["ada", "bob", "cleo", "w0", "w1", "w2", "s0", "s1", "s2", *MEMBERS]
-SECRETS = ["@fabric.local", "SUBJECT-", "BODY-", PASSWORD]
-CONFIG = f"""
+SECRETS = ["@fabric.local", "@outside.example", "SUBJECT-", "BODY-", PASSWORD]
+CONFIG = """
+[relay]
+enabled = true
+via = "sink"
+[relay.sink]
+host = "127.0.0.1"
+port = {port}
+tls = "none"
 [delivery]
 first_delay = "50ms"
 max_delay = "400ms"
@@ -42,7 +52,7 @@ max_idle = "300ms"  # the fourth attempt comes 400 ms after the third
 [pool.workers]
 members = ["w0", "w1", "w2"]
 [list.crew]
-members = {MEMBERS!r}
+members = {members!r}
 [[route]]
 name = "no-thanks"
 header = {{ X-Refuse = "*" }}
@@ -176,6 +186,12 @@ def dry_run(world: World) -> None:
     world.send("ada", "crew", "dry", X_Trace_Only="yes")
 
 
+def relayed(world: World) -> None:
+    """To a smarthost: a real SMTP server of somebody else's."""
+    world.send("ada", "someone@outside.example", "relayed")
+    wait_until(lambda: bool(world.named("relayed", "deliver relay")), 20)
+
+
 def http(world: World) -> None:
     token = Path(world.node.ready["admin_token_file"]).read_text().strip()
     parent = {"traceparent": f"00-{trace_id('http')}-{TYPED}-01"}
@@ -211,12 +227,33 @@ SCENARIOS: list[Callable[[World], None]] = [
     refused_recipient,
     loop_stopped,
     dry_run,
+    relayed,
     http,
     agents,
 ]
 
 
 # ── the walk ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Sink:
+    async def handle_DATA(self, server: object, session: object, envelope: object) -> str:
+        return "250 2.0.0 taken"
+
+
+@contextmanager
+def smarthost() -> Iterator[int]:
+    loop = asyncio.new_event_loop()
+    server = loop.run_until_complete(loop.create_server(lambda: SMTP(Sink(), loop=loop), "127.0.0.1", 0))
+    thread = Thread(target=loop.run_forever)
+    thread.start()
+    try:
+        yield server.sockets[0].getsockname()[1]
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        server.close()
+        loop.close()
 
 
 async def enlist(data: Path) -> None:
@@ -230,9 +267,11 @@ async def enlist(data: Path) -> None:
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     """All scenarios have run, the node has stopped, the collector has everything."""
-    with OtlpReceiver("grpc") as collector:
+    with OtlpReceiver("grpc") as collector, smarthost() as port:
         environ = {**collector.environ, **FAST}
-        with NodeProcess(tmp_path_factory.mktemp("spans"), CONFIG, environ=environ) as node:
+        with NodeProcess(
+            tmp_path_factory.mktemp("spans"), CONFIG.format(port=port, members=MEMBERS), environ=environ
+        ) as node:
             asyncio.run(enlist(node.data))
             made = World(node, collector)
             for scenario in SCENARIOS:
@@ -370,6 +409,14 @@ def test_a_request_and_its_reply_hang_under_the_agents_own_span(world: World) ->
     assert [span for span in spans if span.name == "ack" and span.parent_id == process.span_id]
 
 
+def test_a_relayed_mail_is_a_dialogue_under_its_delivery(world: World) -> None:
+    (enqueue,), (deliver,) = world.named("relayed", "enqueue sink"), world.named("relayed", "deliver relay")
+    (relay,) = world.named("relayed", "relay sink")
+    assert (deliver.parent_id, relay.parent_id) == (enqueue.span_id, deliver.span_id)
+    assert relay.attributes["smtp.response.status_code"] == 250
+    assert relay.attributes["server.address"] == "127.0.0.1"
+
+
 def test_an_http_request_continues_only_a_known_callers_trace(world: World) -> None:
     found = [span for span in world.collector.spans if span.name == "http getTrace"]
     known, stranger = sorted(found, key=lambda span: span.start_ns)
@@ -381,5 +428,5 @@ def test_an_http_request_continues_only_a_known_callers_trace(world: World) -> N
 def test_every_span_of_this_node_was_seen(world: World) -> None:
     """What no scenario makes is named here, so that a new span needs one."""
     seen = {spec.name for span in world.collector.spans if (spec := span_spec(span.name)) is not None}
-    elsewhere = {"relay {peer}", "webhook {name}", "checkpoint witness"}
+    elsewhere = {"webhook {name}", "checkpoint witness"}
     assert {spec.name for spec in SPANS} - seen == elsewhere
