@@ -208,6 +208,14 @@ class Audit(_Section):
         pattern=r"^postgres(ql)?://",
         description="`postgresql://aimx_seq@host/db`: the log in a PostgreSQL; else in files of the data folder",
     )
+    shard: Literal["off", "1mo", "3mo", "6mo", "1y"] = Field(
+        "off", description="a new log, with a new name and key, at the start of each such part of the year (UTC)"
+    )
+    shard_leaves: int | None = Field(None, ge=1000, description="and whenever one holds this many leaves")
+    signer: Annotated[str, Field(pattern=r"^(file|agent:.*|exec:.+)$")] = Field(
+        "file", description="where the log's next key is: `file`, `agent:SOCKET#NAME`, `exec:COMMAND`"
+    )
+    key_overlap: Seconds = Field(7 * 86400.0, description="how long a rotated log key signs beside the new one")
     integrate_within: Seconds = 0.2
     checkpoint_every: Seconds = 1.0
     heartbeat_every: Seconds = 3600.0

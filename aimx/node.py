@@ -29,10 +29,11 @@ from aimx import durable
 from aimx.audit import events
 from aimx.audit.anchoring import Anchoring, outsiders
 from aimx.audit.anchors import Anchors
-from aimx.audit.keys import KeyUnusable, PublicKeys, load_or_create
+from aimx.audit.keys import KeyUnusable, load_or_create, load_public
 from aimx.audit.log import LogError
-from aimx.audit.place import open_anchors, open_reader
+from aimx.audit.place import open_anchors, open_reader, read_anchors
 from aimx.audit.sequencer import Sequencer
+from aimx.audit.succession import sharding
 from aimx.audit.witness import Witness, cosigned_logs, load_key
 from aimx.config import Endpoint, SettingError, Settings
 from aimx.delivery.destination import Destinations
@@ -154,7 +155,9 @@ class Node:
         now_ms = time.time_ns() // 1_000_000
         certificates = present(folder / "tls", settings.domains)
         with needed(folder / "keys"):
-            keys = load_or_create(folder, settings.domains[0], now_ms)
+            keys = load_or_create(
+                folder, settings.domains[0], now_ms, signer=settings.audit.signer, length=settings.audit.shard
+            )
         with needed(folder / SECRET):
             secret = tokens.node_secret(folder / SECRET)
         with needed(folder / ADMIN_TOKEN):
@@ -175,6 +178,10 @@ class Node:
             integrate_within=settings.audit.integrate_within,
             checkpoint_every=settings.audit.checkpoint_every,
             heartbeat_every=settings.audit.heartbeat_every,
+            sharding=sharding(settings.audit),
+            remembered=lambda origin: [
+                (one.name, one.note) for one in read_anchors(folder, settings.audit.database, origin)
+            ],
         )
         await sequencer.start()
         self._stack.push_async_callback(sequencer.stop)
@@ -188,7 +195,7 @@ class Node:
             directory,
             tracer,
             message_id_key=secret,
-            receipts=(keys.origin, keys.receipt),
+            receipts=lambda: sequencer.keys.receipt,
             outbox_age=lambda: sequencer.lag_ms / 1000,
             reports=reporter,
         )
@@ -231,7 +238,7 @@ class Node:
         sidecar = SidecarContext(
             store=store,
             log=reader,
-            keys=PublicKeys(keys.log.verifier, keys.receipt.verifier),
+            keys=lambda: load_public(folder),
             settings=settings,
             is_admin=lambda token: tokens.same(token, admin),
             metrics=metrics.PROCESS.render,

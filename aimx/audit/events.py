@@ -16,6 +16,7 @@ Everything a person could be recognised by stands in `c` only, as a commitment u
 Events about exactly one stored message are all under that message's key.
 """
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -62,8 +63,20 @@ CATALOGUE: Mapping[str, EventKind] = {
             "log": "verifier key of the log",
             "receipt": "verifier key of receipts",
             "prev": "last checkpoint of the log before it, or null",
+            "start": "how many leaves the shards before it count",
+            "why": "`first`, `period`, `size`, or `restored`: an old copy was put back and leaves after it are lost",
         },
         {},
+    ),
+    "log.closed": EventKind(
+        "last leaf of a shard: where the log goes on, and under which key",
+        {"origin": "the shard's name", "next": "name of the next shard", "log": "verifier key of the next shard"},
+        {},
+    ),
+    "log.dropped": EventKind(
+        "the oldest shard was dropped whole, its retention over",
+        {"origin": "its name", "size": "leaves it held", "last": "its last checkpoint"},
+        _BY,
     ),
     "message.accepted": EventKind(
         "a message was answered 250, or AIMX itself wrote it (a DSN)",
@@ -186,6 +199,12 @@ class Stamp(NamedTuple):
     agent: str | None = None
 
 
+def no_span() -> SpanRef:
+    """For what no span covers: ids of its own, so that nothing else seems to have caused it."""
+    root = os.urandom(24)
+    return SpanRef(root[:16], root[16:])
+
+
 Value = str | bytes
 Committed = Value | Sequence[Value]
 
@@ -280,11 +299,23 @@ def _opening(value: Committed) -> object:
 # --- builders, one for each event ---
 
 
-def log_opened(stamp: Stamp, *, origin: str, log: str, receipt: str, prev: str | None = None) -> EventRow:
-    """`log` and `receipt` are verifier keys; `prev` is the text of an earlier log's last checkpoint."""
-    return event(
-        "log.opened", stamp, fields={"origin": origin, "log": log, "receipt": receipt, "prev": prev}, values={}
-    )
+def log_opened(
+    stamp: Stamp, *, origin: str, log: str, receipt: str, prev: str | None = None, start: int = 0, why: str = "first"
+) -> EventRow:
+    """`log` and `receipt` are verifier keys; `prev` is the text of the last checkpoint of the shard before it."""
+    fields = {"origin": origin, "log": log, "receipt": receipt, "prev": prev, "start": start, "why": why}
+    return event("log.opened", stamp, fields=fields, values={})
+
+
+def log_closed(stamp: Stamp, *, eid: str, origin: str, next: str, log: str) -> EventRow:
+    """`next` is the origin of the shard that follows, `log` its verifier key."""
+    return event("log.closed", stamp, eid=eid, fields={"origin": origin, "next": next, "log": log}, values={})
+
+
+def log_dropped(stamp: Stamp, *, origin: str, size: int, last: str, by: str) -> EventRow:
+    """`last` is the text of the dropped shard's last checkpoint."""
+    fields = {"origin": origin, "size": size, "last": last}
+    return event("log.dropped", stamp, fields=fields, values={"by": by})
 
 
 def message_accepted(
@@ -583,8 +614,9 @@ def config_changed(
     return event("config.changed", stamp, fields={"what": what}, values={"by": by, "subject": subject}, facts=facts)
 
 
-def key_rotated(stamp: Stamp, *, what: str, by: str, old: str, new: str) -> EventRow:
-    return event("key.rotated", stamp, fields={"what": what, "old": old, "new": new}, values={"by": by})
+def key_rotated(stamp: Stamp, *, what: str, by: str, old: str, new: str, eid: str | None = None) -> EventRow:
+    fields = {"what": what, "old": old, "new": new}
+    return event("key.rotated", stamp, eid=eid, fields=fields, values={"by": by})
 
 
 def login_refused(

@@ -97,10 +97,11 @@ async def event_proofs(store: Events, reader: Reader, eid: str) -> list[Evidence
 
 def _prove(stored: StoredEvent, reader: Reader) -> Evidence:
     row = stored.row
-    index = reader.index_of(row.eid) if stored.index is None else stored.index
-    if index is None:
+    place = reader.place_of(row.eid) if stored.index is None else stored.index
+    if place is None:
         raise NotCovered(f"event {row.eid} is not in the log yet")
-    found = reader.prove(index).text()
+    shard, index = reader.at(place)
+    found = shard.prove(index).text()
     opening = row.detail.get("open", {}) if row.key is not None else {}
     return Evidence(row.eid, row.ev, index, row.leaf, found, row.key, row.trace_id, row.span_id, opening)
 

@@ -1,20 +1,28 @@
-"""Is the log one log? Every leaf hashed again, every stored node, the root, and every signed checkpoint at hand.
+"""Is the log one log? Every leaf hashed again, every stored node, the root, every signed checkpoint at hand, and how
+one shard follows another.
 
-Reads audit.db only, in pieces, and believes none of its hashes. Leaves below a size never change, so no transaction is
+Reads the log only, in pieces, and believes none of its hashes. Leaves below a size never change, so no transaction is
 held while the node goes on writing.
+
+Which key may speak for a shard is said by the log itself: the one in its first leaf, then each that a `key.rotated`
+names. A checkpoint counts when the key in force at its size has signed it. A key is believed when it was given, or when
+a checkpoint that a believed key has signed covers the leaf that names it.
 """
 
 import base64
+import json
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from hashlib import sha256
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from aimx.audit.log import Reader, State
+from aimx.audit.log import Reader, Shard, State
 from aimx.audit.report import Report
-from aimx.tlog import checkpoint, tile
+from aimx.tlog import checkpoint, note, tile
+from aimx.tlog.checkpoint import Checkpoint
 from aimx.tlog.errors import FormatError, ProofError
-from aimx.tlog.note import Verifier
+from aimx.tlog.note import Note, Verifier
 from aimx.tlog.receipt import PROMISE_SECONDS
 from aimx.tlog.tree import Frontier
 
@@ -23,119 +31,276 @@ CHUNK = 8192
 
 
 class Claim(NamedTuple):
-    """What somebody signed: `size` leaves have `root`. `source` says where we have it from."""
+    """What somebody signed. `source` says where we have it from; no signature is checked yet."""
 
-    size: int
-    root: bytes
+    found: Checkpoint
+    note: Note
     source: str
 
 
+Held = tuple[Claim, set[Verifier]]
+"""A claim, and the keys whose signatures on it hold."""
+
+
 class Checked(NamedTuple):
-    """What the store is then held against: how many leaves there are, and which messages were erased."""
+    """What the store is then held against: the place after the last leaf, and which messages were erased. `keys`: those
+    given, and those they vouch for."""
 
     size: int
     erased: frozenset[str]
+    keys: frozenset[Verifier]
 
 
-def check(reader: Reader, key: Verifier, high_water: str | None, remembered: Sequence[str], report: Report) -> Checked:
-    """Check the whole log and add what is wrong to `report`. Raises LogError when it cannot be read at all.
+@dataclass(slots=True)
+class Walk:
+    """One shard, read through: what its leaves say that matters to the whole."""
 
-    `high_water` is the text of the node's own newest checkpoint file, `remembered` signed checkpoints kept elsewhere;
-    both were read before this call, so that none can be younger than the state read here.
-    """
-    kept = reader.checkpoints()
-    state = reader.state()
-    report.size, report.root = state.size, state.root.hex()
-    claims = _claims(kept, state, key, high_water, remembered, report)
-    signed = max((claim.size for claim in claims), default=0)
-    for claim in claims:
-        if claim.size > state.size:
-            report.add("truncated", f"{claim.source} counts {claim.size} leaves, the log holds {state.size}")
-    erased = _check_leaves(reader, state, [claim for claim in claims if claim.size <= state.size], report)
-    _check_signed_in_time(reader, signed, state.size, report)
-    return Checked(state.size, frozenset(erased))
+    shard: Shard
+    frontier: Frontier = field(default_factory=Frontier)
+    roots: dict[int, bytes] = field(default_factory=dict)
+    """The root at each size that somebody signed."""
+    opened: dict[str, Any] = field(default_factory=dict)
+    closed: dict[str, Any] | None = None
+    """The last leaf, where it closes this shard."""
+    keys: list[tuple[int, Verifier]] = field(default_factory=list)
+    """From which index on which key is in force."""
+    erased: set[str] = field(default_factory=set)
 
 
-def _claims(
-    kept: Sequence[tuple[int, int, str]],
-    state: State,
-    key: Verifier,
+def check(
+    readers: Sequence[Reader],
+    given: Sequence[Verifier],
     high_water: str | None,
     remembered: Sequence[str],
     report: Report,
-) -> list[Claim]:
-    """Every signed checkpoint at hand whose signature holds, by size."""
-    notes = [(f"the checkpoint kept at size {size}", note) for size, _, note in kept]
-    if state.signed is not None:
-        notes.append(("the newest checkpoint", state.signed))
-    if high_water:
-        notes.append(("the checkpoint beside audit.db", high_water))
-    notes += [(f"remembered checkpoint {number}", note) for number, note in enumerate(remembered, 1)]
+) -> Checked:
+    """Check the whole log and add what is wrong to `report`. Raises LogError when it cannot be read at all.
+
+    `readers` are the shards, oldest first; `given` the log keys to believe, at least one. `high_water` is the text of
+    the node's own newest checkpoint file, `remembered` signed checkpoints kept elsewhere; both were read before this
+    call, so that none can be younger than the state read here.
+    """
+    notes = [("the newest checkpoint that this node remembers", high_water)] if high_water else []
+    notes += [(f"remembered checkpoint {number}", text) for number, text in enumerate(remembered, 1)]
     report.remembered = len(remembered)
+    outside = _claims(notes, report)
+    believed, erased, previous = set(given), set[str](), None
+    for reader in readers:
+        newest = reader is readers[-1]
+        walk, claims, outside = _read(reader, given, outside, report)
+        erased |= walk.erased
+        if previous is not None:
+            _check_succession(previous, walk, believed, report)
+        else:
+            report.dropped = walk.shard.start
+        sound = _judge(walk, claims, believed, restored=not newest and walk.closed is None, report=report)
+        _believe(walk, sound, believed, given, report)
+        if newest:
+            _check_signed_in_time(reader, walk, claims, report)
+        previous = walk
+    report.shards = len(readers)
+    for claim in outside:
+        if not report.dropped:
+            text = f"{claim.source} is of {claim.found.origin}, which is no shard of this log"
+            report.add("checkpoint-invalid", text)
+    return Checked(report.size, frozenset(erased), frozenset(believed))
+
+
+def _read(
+    reader: Reader, given: Sequence[Verifier], outside: list[Claim], report: Report
+) -> tuple[Walk, list[Claim], list[Claim]]:
+    """One shard: its walk, everything that was signed of it, and what was signed of others."""
+    kept, state, shard = reader.checkpoints(), reader.state(), reader.described()
+    inside = [(f"the checkpoint kept at size {size}", text) for size, _, text in kept]
+    if state.signed is not None:
+        inside.append(("the newest checkpoint", state.signed))
+    origin = shard.origin or given[0].name
+    claims = [*_claims(inside, report), *(claim for claim in outside if claim.found.origin == origin)]
+    claims.sort(key=lambda claim: claim.found.size)
+    report.size, report.root, report.origin = shard.start + state.size, state.root.hex(), origin
+    key = next((key for key in given if key.name == origin), given[0])
+    walk = _walk(reader, state, Walk(shard, keys=[(0, key)]), claims, report)
+    return walk, claims, [claim for claim in outside if claim.found.origin != origin]
+
+
+# --- signatures ---
+
+
+def _claims(notes: Sequence[tuple[str, str]], report: Report) -> list[Claim]:
     claims: list[Claim] = []
-    for source, note in notes:
+    for source, text in notes:
         try:
-            found = checkpoint.open_signed(note, key).checkpoint
-        except (FormatError, ProofError) as error:
+            parsed = note.parse(text)
+            claims.append(Claim(checkpoint.parse(parsed.text), parsed, source))
+        except FormatError as error:
             report.add("checkpoint-invalid", f"{source} is not one this log has signed: {error}")
+    return claims
+
+
+def _judge(walk: Walk, claims: list[Claim], believed: set[Verifier], *, restored: bool, report: Report) -> list[Held]:
+    """Each claim's signatures, then whether it is a state the shard went through. Returns the sound ones."""
+    sound: list[Held] = []
+    for claim in claims:
+        in_force = [key for start, key in walk.keys if start < claim.found.size or start == 0][-1]
+        try:
+            held = {one.verifier for one in note.verify(claim.note, list({*believed, *(key for _, key in walk.keys)}))}
+            if claim.found.origin != in_force.name or in_force not in held:
+                raise ProofError(f"{in_force.name} has not signed it with the key in force at that size")
+        except ProofError as error:
+            report.add("checkpoint-invalid", f"{claim.source} is not one this log has signed: {error}")
             continue
-        claims.append(Claim(found.size, found.root, source))
         report.checkpoints += 1
-    return sorted(claims)
+        sound.append((claim, held))
+    for claim, _ in sound:
+        _check_claim(claim, walk, restored, report)
+    return sound
 
 
-def _check_leaves(reader: Reader, state: State, claims: list[Claim], report: Report) -> set[str]:
-    """Stream all leaves: hashes, density, ids, nodes, the root after each claim, and the root at the end."""
-    erased: set[str] = set()
-    frontier = Frontier()
-    waiting = iter([*claims, Claim(state.size, state.root, "")])
-    claim = next(waiting)
-    for start in range(0, state.size, CHUNK):
-        end = min(start + CHUNK, state.size)
-        hashes = _check_chunk(reader, start, end, erased, report)
+def _believe(walk: Walk, sound: list[Held], believed: set[Verifier], given: Sequence[Verifier], report: Report) -> None:
+    """Whom to believe besides: adds to `believed` whoever a believed key's checkpoint covers."""
+    known: set[Verifier] = set()
+    while known != believed:
+        known = set(believed)
+        covered = max((claim.found.size for claim, held in sound if held & believed), default=0)
+        believed |= {key for start, key in walk.keys if start < covered}
+    spoke = [key for _, key in walk.keys]
+    for key in spoke:
+        if sound and key not in believed:
+            report.add("key-strange", f"{key.name} speaks under {key.vkey()}, for which nothing vouches")
+    for key in given:
+        if walk.opened and key.name == walk.shard.origin and key not in spoke:
+            report.add("key-strange", f"{key.name} never spoke under {key.vkey()}, which was given as its key")
+
+
+def _check_claim(claim: Claim, walk: Walk, restored: bool, report: Report) -> None:
+    size, root = claim.found.size, claim.found.root
+    held = walk.shard.size
+    if size > held:
+        if restored:  # the next shard's first leaf says so
+            report.lost = max(report.lost, size - held)
+        else:
+            report.add("truncated", f"{claim.source} counts {size} leaves, the log holds {held}")
+    elif size in walk.roots and walk.roots[size] != root:
+        ours, theirs = base64.b64encode(walk.roots[size]).decode(), base64.b64encode(root).decode()
+        text = f"{claim.source} was signed for {size} leaves with root {theirs}; they now give {ours}"
+        report.add("checkpoint-contradicted", text, walk.shard.start + max(size - 1, 0))
+
+
+def _check_signed_in_time(reader: Reader, walk: Walk, claims: list[Claim], report: Report) -> None:
+    """A rewritten or added tail cannot be signed without the key; an honest one is, within a second."""
+    size, signed = walk.shard.size, max((claim.found.size for claim in claims), default=0)
+    if signed >= size:
+        return
+    entry = reader.entry(signed)
+    if entry is None:
+        return
+    _, _, rest = entry.partition(b'"t":')
+    digits = rest.partition(b",")[0]
+    age_s = time.time() - int(digits) / 1000 if digits.isdigit() else float("inf")
+    if age_s > PROMISE_SECONDS:
+        text = f"{size - signed} leaves are under no signed checkpoint, the first of them for {age_s:.0f} s"
+        report.add("unsigned", f"{text}; start the node to have them signed", walk.shard.start + signed)
+
+
+# --- succession ---
+
+
+def _check_succession(old: Walk, new: Walk, believed: set[Verifier], report: Report) -> None:
+    """That a shard begins where the one before it ended, and that the one before said so."""
+    origin, said = new.shard.origin, new.opened
+    key = new.keys[0][1]
+    fault: str | None = None
+    if old.closed is not None:
+        if (old.closed.get("next"), old.closed.get("log")) != (origin, key.vkey()):
+            fault = f"{old.shard.origin} was closed for another shard or key than {origin}"
+        elif new.shard.start != old.shard.end or not _is_head(said.get("prev"), old):
+            fault = f"{origin} does not begin where {old.shard.origin} ends"
+        elif any(known in believed for _, known in old.keys):
+            believed.add(key)  # the old key's last checkpoint covers the leaf that names the new one
+    elif said.get("why") != "restored" or new.shard.start < old.shard.end:
+        fault = f"{old.shard.origin} was never closed, and {origin} goes on after it"
+    if fault is not None:
+        report.add("shard-unlinked", fault, new.shard.start)
+
+
+def _is_head(prev: object, old: Walk) -> bool:
+    try:
+        found = checkpoint.parse(note.parse(str(prev)).text)
+    except FormatError:
+        return False
+    return found == Checkpoint(old.shard.origin, old.shard.size, old.frontier.root())
+
+
+# --- leaves ---
+
+
+def _walk(reader: Reader, state: State, walk: Walk, claims: list[Claim], report: Report) -> Walk:
+    """Stream all leaves: hashes, density, ids, nodes, the root at each size claimed, and the root at the end."""
+    frontier, start = walk.frontier, walk.shard.start
+    wanted = sorted({claim.found.size for claim in claims if claim.found.size <= state.size})
+    waiting = iter([*wanted, state.size + 1])
+    size = next(waiting)
+    for first in range(0, state.size, CHUNK):
+        end = min(first + CHUNK, state.size)
+        hashes = _check_chunk(reader, first, end, walk, report)
         if hashes is None:
-            return erased
-        report.leaves += end - start
-        at, nodes, held = start, list[tuple[int, int, bytes]](), list[tuple[Claim, bytes]]()
-        while claim.size <= end and claim.source:
-            nodes += frontier.extend(hashes[at - start : claim.size - start], tile.HEIGHT)
-            at = claim.size
-            held.append((claim, frontier.root()))
-            claim = next(waiting)
-        nodes += frontier.extend(hashes[at - start :], tile.HEIGHT)
-        # Nodes first: they say where it is wrong to 256 leaves, a checkpoint only that it is.
-        _check_nodes(reader, nodes, report)
-        for checked, root in held:
-            _check_claim(checked, root, report)
-    while claim.source:
-        _check_claim(claim, frontier.root(), report)
-        claim = next(waiting)
+            return walk
+        report.leaves += end - first
+        at, nodes = first, list[tuple[int, int, bytes]]()
+        while size <= end:
+            nodes += frontier.extend(hashes[at - first : size - first], tile.HEIGHT)
+            at, walk.roots[size] = size, frontier.root()
+            size = next(waiting)
+        nodes += frontier.extend(hashes[at - first :], tile.HEIGHT)
+        # Nodes before checkpoints: they say where it is wrong to 256 leaves, a checkpoint only that it is.
+        _check_nodes(reader, nodes, start, report)
+    while size <= state.size:
+        walk.roots[size] = frontier.root()
+        size = next(waiting)
     if frontier.root() != state.root or frontier != state.frontier:
         report.add("root-differs", f"the {state.size} leaves do not add up to the root that is stored for them")
-    return erased
+    return walk
 
 
-def _check_chunk(reader: Reader, start: int, end: int, erased: set[str], report: Report) -> list[bytes] | None:
-    """The hashes of leaves start … end−1 as they are now; None when one is missing, for then nothing after it fits."""
+def _check_chunk(reader: Reader, start: int, end: int, walk: Walk, report: Report) -> list[bytes] | None:
+    """The hashes of leaves start … end-1 as they are now; None when one is missing, for then nothing after it fits."""
     rows = reader.leaves(start, end)
-    hashes: list[bytes] = []
+    base, hashes = walk.shard.start, list[bytes]()
     for place, (idx, eid, stored, entry) in enumerate(rows, start):
         if idx != place:
-            report.add("leaf-missing", f"there is no leaf {place}", place)
+            report.add("leaf-missing", f"there is no leaf {base + place}", base + place)
             return None
         digest = sha256(b"\x00" + entry).digest()
         hashes.append(digest)
         if digest != stored:
-            report.add("leaf-edited", f"leaf {idx} was changed after it was logged", idx, eid)
+            report.add("leaf-edited", f"leaf {base + idx} was changed after it was logged", base + idx, eid)
         elif entry.find(_named(eid)) < 0:
-            report.add("leaf-misnamed", f"leaf {idx} stands under the id {eid}, which is not its own", idx, eid)
-        elif b'"ev":"message.erased"' in entry and (ref := _ref(entry)):
-            erased.add(ref)
+            text = f"leaf {base + idx} stands under the id {eid}, which is not its own"
+            report.add("leaf-misnamed", text, base + idx, eid)
+        elif entry.find(b'"ev":"log.') >= 0 or entry.find(b'"ev":"key.') >= 0:
+            _heed(idx, entry, walk)
+        elif entry.find(b'"ev":"message.erased"') >= 0 and (ref := _ref(entry)):
+            walk.erased.add(ref)
     if len(rows) < end - start:
-        place = start + len(rows)
+        place = base + start + len(rows)
         report.add("leaf-missing", f"there is no leaf {place}, and the log says it holds more", place)
         return None
     return hashes
+
+
+def _heed(index: int, entry: bytes, walk: Walk) -> None:
+    """A leaf about the log itself: who speaks for it, and where it goes on."""
+    try:
+        leaf = json.loads(entry)
+        match leaf["ev"]:
+            case "log.opened" if index == 0:
+                walk.opened, walk.keys = leaf, [(0, Verifier.parse(leaf["log"]))]
+            case "log.closed" if leaf["origin"] == walk.shard.origin and index == walk.shard.size - 1:
+                walk.closed = leaf
+            case "key.rotated" if leaf["what"] == "log" and leaf["old"] == walk.keys[-1][1].vkey():
+                walk.keys.append((index, Verifier.parse(leaf["new"])))
+    except (FormatError, ValueError, KeyError, TypeError):
+        return  # a leaf of ours would be well-formed; what it should have said is then missed, and that is found
 
 
 def _named(eid: str) -> bytes:
@@ -147,14 +312,7 @@ def _ref(entry: bytes) -> str | None:
     return rest[:26].decode("ascii", "replace") if found else None
 
 
-def _check_claim(claim: Claim, root: bytes, report: Report) -> None:
-    if root != claim.root:
-        ours, theirs = base64.b64encode(root).decode(), base64.b64encode(claim.root).decode()
-        text = f"{claim.source} was signed for {claim.size} leaves with root {theirs}; they now give {ours}"
-        report.add("checkpoint-contradicted", text, max(claim.size - 1, 0))
-
-
-def _check_nodes(reader: Reader, nodes: list[tuple[int, int, bytes]], report: Report) -> None:
+def _check_nodes(reader: Reader, nodes: list[tuple[int, int, bytes]], base: int, report: Report) -> None:
     by_level: dict[int, list[tuple[int, bytes]]] = {}
     for level, index, node in nodes:
         by_level.setdefault(level // tile.HEIGHT, []).append((index, node))
@@ -165,24 +323,9 @@ def _check_nodes(reader: Reader, nodes: list[tuple[int, int, bytes]], report: Re
             continue
         for place, (index, node) in enumerate(expected):
             if place >= len(stored) or stored[place] != node:
-                leaf = index << tile.HEIGHT * level
+                leaf = base + (index << tile.HEIGHT * level)
                 last = leaf + (1 << tile.HEIGHT * level) - 1
                 report.add(
                     "node-differs", f"leaves {leaf} to {last} are not those that were hashed into the tree", leaf
                 )
                 break
-
-
-def _check_signed_in_time(reader: Reader, signed: int, size: int, report: Report) -> None:
-    """A rewritten or added tail cannot be signed without the key; an honest one is, within a second."""
-    if signed >= size:
-        return
-    entry = reader.entry(signed)
-    if entry is None:
-        return
-    _, _, rest = entry.partition(b'"t":')
-    digits = rest.partition(b",")[0]
-    age_s = time.time() - int(digits) / 1000 if digits.isdigit() else float("inf")
-    if age_s > PROMISE_SECONDS:
-        text = f"{size - signed} leaves are under no signed checkpoint, the first of them for {age_s:.0f} s"
-        report.add("unsigned", f"{text}; start the node to have them signed", signed)

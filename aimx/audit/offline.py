@@ -12,7 +12,7 @@ from aimx.audit.events import ACCEPTANCE
 from aimx.audit.log import LogError
 from aimx.audit.opening import opening_fault
 from aimx.audit.report import Report
-from aimx.audit.standing import Trust, weigh
+from aimx.audit.standing import Trust, stand
 from aimx.store.contract import EventRow
 from aimx.tlog import policy
 from aimx.tlog.errors import FormatError
@@ -29,10 +29,17 @@ def verify_bundle(
     began = time.monotonic()
     readers = list(bundle.shards(folder))
     logs = [key for key in keys or bundle.vkeys(folder / bundle.VKEYS) if key.kind == ED25519]
+    if not logs:
+        raise LogError(f"{folder} comes with no verifier key of a log; give one with --vkeys")
     trust = trust or Trust(_policy(folder / bundle.POLICY))
-    total = Report("", reconciled=False)
-    for reader in readers:
-        _shard(reader, logs, remembered, trust, total)
+    total = Report(logs[0].name, reconciled=False)
+    try:
+        checked = integrity.check(readers, logs, None, remembered, total)
+        total.erased = len(checked.erased)
+        anchors = {reader.described().origin: reader.anchors() for reader in readers}
+        total.standing = stand(readers, lambda origin: anchors.get(origin, []), remembered, checked.keys, trust, total)
+    except (LogError, FormatError) as error:
+        total.add("log-unreadable", str(error))
     try:
         _openings(folder, readers, total)
     except LogError as error:
@@ -48,31 +55,6 @@ def _policy(path: Path) -> policy.Policy:
         return policy.parse(path.read_bytes())
     except FormatError as error:
         raise LogError(f"{path}: {error}") from None
-
-
-def _shard(
-    reader: BundleReader, logs: Sequence[Verifier], remembered: Sequence[str], trust: Trust, total: Report
-) -> None:
-    """Add one shard to the whole: counts are summed, the newest shard gives origin, root and standing."""
-    found = Report("", reconciled=False)
-    try:
-        origin = reader.described().origin
-        own = [key for key in logs if key.name == origin]
-        found.origin = total.origin = origin
-        if not own:
-            found.add("checkpoint-invalid", f"there is no verifier key of {origin}")
-        else:
-            ours = [text for text in remembered if text.partition("\n")[0] == origin]
-            checked = integrity.check(reader, own[0], None, ours, found)
-            total.erased += len(checked.erased)
-            total.standing = weigh(reader.anchors(), ours, reader, own, trust, found)
-    except (LogError, FormatError) as error:
-        found.add("log-unreadable", str(error))
-    leaves, checkpoints = total.leaves, total.checkpoints
-    brought = total.remembered
-    total.take_integrity(found)
-    total.leaves, total.checkpoints = leaves + found.leaves, checkpoints + found.checkpoints
-    total.remembered = brought + found.remembered
 
 
 def _openings(folder: Path, readers: Sequence[BundleReader], total: Report) -> None:

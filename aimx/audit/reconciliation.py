@@ -13,8 +13,9 @@ from hashlib import sha256
 from typing import Protocol
 
 from aimx.audit.events import ACCEPTANCE
-from aimx.audit.log import Leaf, Reader
+from aimx.audit.log import Leaf
 from aimx.audit.report import Report
+from aimx.audit.series import Series
 from aimx.audit.worker import Openings
 from aimx.store.contract import EventRow, MessageFilter, MessageRecord, StoredEvent
 from aimx.tlog.receipt import PROMISE_SECONDS
@@ -40,19 +41,22 @@ class Evidence(Protocol):
 
 
 class Reconciliation:
-    """One run over the store, against the first `size` leaves of a log. `read` it all, then `judge`, then `close`."""
+    """One run over the store, against a log as it was at one moment. `read` it all, then `judge`, then `close`."""
 
     def __init__(
-        self, evidence: Evidence, reader: Reader, size: int, report: Report, openings: Openings, *, contents: bool
+        self, evidence: Evidence, series: Series, report: Report, openings: Openings, *, contents: bool
     ) -> None:
         self._evidence = evidence
-        self._reader = reader
-        self._size = size
+        self._series = series
+        self._size = size = series.size
         self._report = report
         self._openings = openings
         self._contents = contents
         self._explained = bytearray(size)
-        """One octet for each leaf: an event accounts for it."""
+        """One octet for each place: an event accounts for it, or no shard at hand has it."""
+        self._gaps = series.gaps()
+        for gap in self._gaps:
+            self._explained[gap.start : gap.end] = b"\x01" * (gap.end - gap.start)
         self._submitted: list[tuple[EventRow, int]] = []
         """Rows whose openings are being checked, and their leaves."""
         self._waiting: list[StoredEvent] = []
@@ -133,14 +137,16 @@ class Reconciliation:
             return {}
         low, high = min(indexes), max(indexes) + 1
         if high - low <= 4 * PAGE:
-            return {leaf.idx: leaf for leaf in self._reader.leaves(low, high)}
-        return {leaf.idx: leaf for index in indexes for leaf in self._reader.leaves(index, index + 1)}
+            return {leaf.idx: leaf for leaf in self._series.leaves(low, high)}
+        return {leaf.idx: leaf for index in indexes for leaf in self._series.leaves(index, index + 1)}
 
     # --- one event ---
 
     def _agrees(self, row: EventRow, index: int, leaf: Leaf | None) -> bool:
         """Whether an event whose row names a place in the log stands there."""
         self._report.events += 1
+        if any(gap.start <= index < gap.end for gap in self._gaps):
+            return False  # its leaf went with a shard, or with a copy that was put back; the report says how many
         fault: tuple[str, str] | None = None
         if leaf is None or index < 0:
             fault = "event-unlogged", f"{row.ev} {row.eid} says it is leaf {index}; it is not"
@@ -240,11 +246,11 @@ class Reconciliation:
         still: list[StoredEvent] = []
         sound: list[tuple[EventRow, int]] = []
         for stored in self._waiting:
-            index = self._reader.index_of(stored.row.eid)
+            index = self._series.place_of(stored.row.eid)
             if index is None:
                 still.append(stored)
                 continue
-            found = self._reader.leaves(index, index + 1)
+            found = self._series.leaves(index, index + 1)
             if index < self._size and self._agrees(stored.row, index, found[0] if found else None):
                 sound.append((stored.row, index))
         self._waiting = still
@@ -273,7 +279,7 @@ class Reconciliation:
     def _judge_unexplained_leaves(self) -> None:
         index = -1
         while (index := self._explained.find(0, index + 1)) >= 0:
-            found = self._reader.leaves(index, index + 1)
+            found = self._series.leaves(index, index + 1)
             name = found[0].eid if found else "?"
             self._report.add("leaf-unexplained", f"leaf {index} ({name}) has no event in the store", index, name)
 

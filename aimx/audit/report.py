@@ -35,6 +35,8 @@ KINDS: Mapping[str, str] = {
     "truncated": "a signed checkpoint counts more leaves than the log has",
     "anchor-invalid": "what is kept as an outsider's word is malformed or does not hold",
     "unsigned": "leaves older than the promise are under no signed checkpoint",
+    "key-strange": "the log speaks under a key that nothing vouches for",
+    "shard-unlinked": "a shard does not begin where the one before it ended",
     "leaf-unexplained": "a leaf has no event in the store",
     "event-unlogged": "an event says it is in the log and is not",
     "event-differs": "an event's row and its leaf are not the same",
@@ -60,6 +62,8 @@ _INCONSISTENT = frozenset(
         "truncated",
         "anchor-invalid",
         "unsigned",
+        "key-strange",
+        "shard-unlinked",
     )
 )
 
@@ -93,6 +97,11 @@ class Report:
     """Messages whose stored header and body were hashed again."""
     erased: int = 0
     pending: int = 0
+    shards: int = 1
+    lost: int = 0
+    """Leaves that were signed for and are gone with a restored copy, as the next shard's first leaf says."""
+    dropped: int = 0
+    """Leaves of shards whose retention ended and that were dropped whole."""
     remembered: int = 0
     """Of the checkpoints, how many the caller brought along."""
     seconds: float = 0.0
@@ -116,8 +125,9 @@ class Report:
 
     def take_integrity(self, other: "Report") -> None:
         """Put what `integrity.check` found into this report, before what stands in it."""
-        self.size, self.root = other.size, other.root
+        self.origin, self.size, self.root = other.origin, other.size, other.root
         self.leaves, self.checkpoints, self.remembered = other.leaves, other.checkpoints, other.remembered
+        self.shards, self.lost, self.dropped = other.shards, max(self.lost, other.lost), other.dropped
         self.wrong += other.wrong
         self.inconsistent |= other.inconsistent
         self.unreconciled |= other.unreconciled
@@ -161,6 +171,12 @@ class Report:
         out.append(f"  checked   {self.leaves} leaves, {self.checkpoints} signed checkpoints{brought}")
         contents = f", contents of {self.contents}" if self.contents else ", contents not looked at"
         out.append(f"            {self.events} events, {self.openings} openings, {self.messages} messages{contents}")
+        if self.shards > 1:
+            out.append(f"  shards    {self.shards}, each beginning where the one before it ended")
+        if self.dropped:
+            out.append(f"  dropped   the first {self.dropped} leaves, with shards whose retention ended (DROPPED)")
+        if self.lost:
+            out.append(f"  lost      {self.lost} leaves, when an old copy was put back, as log.opened says (RESTORED)")
         if self.erased:
             out.append(f"  erased    {self.erased} openings, as message.erased says (ERASED)")
         if self.pending:
@@ -204,6 +220,9 @@ class Report:
                 "messages": self.messages,
                 "contents": self.contents,
             },
+            "shards": self.shards,
+            "dropped": self.dropped,
+            "lost": self.lost,
             "erased": self.erased,
             "pending": self.pending,
             "wrong": self.wrong,

@@ -1,8 +1,11 @@
-"""The sequencer: carries leaves from the store's outbox into audit.db, and signs checkpoints.
+"""The sequencer: carries leaves from the store's outbox into the log, and signs checkpoints.
 
-Each round reads what is not yet in the log, commits it to audit.db, and only then marks it in the store. Killed at any
-point it loses nothing and doubles nothing: what was committed and not marked is read again, and found by its event id.
-It runs on its own thread, so neither hashing nor fsync ever holds up the event loop.
+Each round reads what is not yet in the log, commits it there, and only then marks it in the store. Killed at any point
+it loses nothing and doubles nothing: what was committed and not marked is read again, and found by its event id. It
+runs on its own thread, so neither hashing nor fsync ever holds up the event loop.
+
+Several may run over one PostgreSQL. One leads, for as long as it says so; another takes over within two seconds of its
+silence. Two that lead at once do no harm: the log compares before it swaps.
 
 It refuses to start (`LogError`) on a log shorter than, or other than, what this node has signed before: going on from a
 restored old copy would sign a fork.
@@ -11,32 +14,37 @@ restored old copy would sign a fork.
 import asyncio
 import contextlib
 import logging
+import os
 import re
+import secrets
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal, Protocol, TypeVar
 
 from aimx import durable
-from aimx.audit import events
+from aimx.audit import events, restored, succession
+from aimx.audit import keys as keyring
 from aimx.audit.keys import Keys
-from aimx.audit.log import FILE, Appended, Fenced, Log, LogError
+from aimx.audit.log import FILE, Appended, Fenced, Log, LogError, Shard
 from aimx.audit.place import open_log, open_reader
+from aimx.audit.succession import Closing, Sharding
 from aimx.failpoint import reach
-from aimx.store.contract import EventRow, SpanRef, StoredEvent, StoreError
+from aimx.message.identifier import new_eid
+from aimx.store.contract import Backlog, EventRow, SpanRef, StoredEvent, StoreError
 from aimx.telemetry import metrics
 from aimx.telemetry.context import Context
 from aimx.telemetry.span import MAX_LINKS, Tracer
-from aimx.tlog import checkpoint, tree
+from aimx.tlog import checkpoint, note
 from aimx.tlog.errors import FormatError, ProofError
 
 HIGH_WATER = "audit.checkpoint"
-"""The newest checkpoint this node has signed, beside audit.db: a restored old copy of the one betrays itself."""
+"""The newest checkpoint this node has signed, in the data folder: a restored old copy of the log betrays itself."""
 
 BATCH = 1000
-"""Leaves in one commit of audit.db: about half a megabyte."""
+"""Leaves in one commit of the log: about half a megabyte."""
 
 LOOK_S = 5.0
 """Between looks into the outbox without being woken: the command line writes events from another process."""
@@ -44,11 +52,16 @@ LOOK_S = 5.0
 PATIENCE_S = 1.0
 """After a failure (disk full, database locked) until the next try."""
 
+LEASE_S, RENEW_S, STANDBY_S = 1.5, 0.4, 0.3
+"""How long a leader is believed, how often it says so, and how often the others ask."""
+
 _EV = re.compile(rb'"ev":"([a-z.]+)"')
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+Waiting = tuple[int, str, bytes]
+"""(seq, eid, leaf), as the outbox hands it over."""
 
 
 class Outbox(Protocol):
@@ -56,9 +69,10 @@ class Outbox(Protocol):
 
     def subscribe(self, topic: Literal["events"], callback: Callable[[], None]) -> Callable[[], None]: ...
     async def record(self, events: Sequence[EventRow]) -> None: ...
-    async def unsequenced(self, limit: int) -> list[tuple[int, str, bytes]]: ...
+    async def unsequenced(self, limit: int) -> list[Waiting]: ...
     async def mark_sequenced(self, placed: Sequence[tuple[int, int]]) -> None: ...
     async def events_after(self, seq: int, limit: int) -> list[StoredEvent]: ...
+    async def backlog(self) -> Backlog: ...
 
 
 class Sequencer:
@@ -76,19 +90,32 @@ class Sequencer:
         integrate_within: float = 0.2,
         checkpoint_every: float = 1.0,
         heartbeat_every: float = 3600.0,
+        sharding: Sharding | None = None,
+        remembered: Callable[[str], Sequence[tuple[str, str]]] = lambda origin: (),
     ) -> None:
-        """`folder` is the data folder; durations are in seconds and as `[audit]` in the settings has them."""
+        """`folder` is the data folder; durations are in seconds and as `[audit]` in the settings has them.
+
+        `remembered` knows signed checkpoints of an origin that are kept elsewhere, as (whence, note).
+        """
         self._outbox = outbox
         self._folder = folder
         self._database = database
-        self._keys = keys
+        self.keys = keys
+        """Those in force: they change while the node runs."""
         self._node = node
+        self._name = f"{node}/{os.getpid()}/{secrets.token_hex(4)}"
         self._tracer = tracer or Tracer()
         self._pause = integrate_within / 4
         self._checkpoint_every = checkpoint_every
         self._heartbeat_every = heartbeat_every
+        self._sharding = sharding or Sharding()
+        self._remembered = remembered
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="aimx-audit")
         self._log: Log | None = None
+        self._shard = Shard(1, keys.origin, 0, 0)
+        """The newest shard as it was found or begun; its size is in the log's state."""
+        self._leading = database is None
+        self._asked_at = 0.0
         self._task: asyncio.Task[None] | None = None
         self._unsubscribe: Callable[[], None] | None = None
         self._woken = asyncio.Event()
@@ -115,8 +142,10 @@ class Sequencer:
         self._log = await self._on_thread(lambda: open_log(self._folder, self._database))
         try:
             await self._on_thread(self._refuse_a_restored_copy)
-            if self.size == 0:
-                await self._open_new_log()
+            if self._database is None:
+                await self._go_on()
+            else:
+                await self._lead()
         except BaseException:
             await self._on_thread(self._log.close)
             raise
@@ -134,8 +163,10 @@ class Sequencer:
         if self._task is not None:
             await self._task
             try:
-                await self._drain()
-                await self._sign_if_grown()
+                if self._leading:
+                    await self._drain()
+                    await self._sign_if_grown()
+                    await self._on_thread(lambda: self._opened.lead(self._name, 0.0))
             except _OURS as error:
                 log.error("audit log not finished; the next start goes on with it", extra={"error": str(error)})
         self._settle_flushes()
@@ -167,28 +198,79 @@ class Sequencer:
             self._woken.clear()
             flushes = len(self._flushes)
             try:
-                await self._drain()
-                await self._sign_if_grown(at_once=flushes > 0)
-                await self._beat_if_idle()
-                self._settle_flushes(flushes)
+                if await self._lead():
+                    await self._drain()
+                    await self._sign_if_grown(at_once=flushes > 0)
+                    await self._close_if_due()
+                    await self._beat_if_idle()
+                    self._settle_flushes(flushes)
+                else:
+                    await self._follow()
             except Fenced:
                 log.warning("another sequencer works on this audit log; reading its state again")
-                await self._on_thread(self._opened.reload)
-                self.wake()
+                self._asked_at, self._leading = 0.0, self._database is None
+                await self._recover()
             except Exception as error:  # the one place where a failure of ours ends: mail waits (451), the loop lives
                 bug = not isinstance(error, _OURS)
                 log.error("audit log cannot be written; trying again", exc_info=bug, extra={"error": str(error)})
                 self.wake()
                 await self._until(self._stopping, PATIENCE_S)
+                await self._recover()
             # A short rest lets the next commits gather, so that a busy node pays one fsync for many leaves.
             await self._until(self._stopping, self._pause)
 
+    async def _recover(self) -> None:
+        """What was written last is not known for sure: the log is."""
+        self.wake()
+        try:
+            await self._on_thread(self._opened.reload)
+            if self._leading:
+                await self._go_on()
+        except _OURS as error:
+            log.error("audit log cannot be read; trying again", extra={"error": str(error)})
+
     def _next_deadline(self) -> float:
         """Seconds until there is something to do without being woken."""
+        if self._database is not None and not self._leading:
+            return STANDBY_S
         now = time.monotonic()
         beat = self._grown_at + self._heartbeat_every - now
         sign = self._signed_at + self._checkpoint_every - now if self.size != self._signed_size else beat
-        return max(0.0, min(beat, sign, LOOK_S))
+        return max(0.0, min(beat, sign, LOOK_S if self._database is None else RENEW_S))
+
+    async def _lead(self) -> bool:
+        """Whether this sequencer is the one that works now."""
+        if self._database is None:
+            return True
+        now, led = time.monotonic(), self._leading
+        if led and now < self._asked_at + RENEW_S:
+            return True
+        self._leading = now >= self._asked_at and await self._on_thread(lambda: self._opened.lead(self._name, LEASE_S))
+        if self._leading and not led:
+            await self._take_over()
+        self._asked_at = max(now, self._asked_at)
+        return self._leading
+
+    async def _take_over(self) -> None:
+        """From another leader, or from nobody. Whoever cannot lets others try for a while."""
+        try:
+            await self._on_thread(self._opened.reload)
+            await self._go_on()
+        except BaseException:
+            self._leading, self._asked_at = False, time.monotonic() + LOOK_S
+            await self._on_thread(lambda: self._opened.lead(self._name, 0.0))
+            raise
+
+    async def _follow(self) -> None:
+        """Another one leads: say how far it is behind, and take its keys into use."""
+        oldest_ms = (await self._outbox.backlog()).outbox_oldest_ms
+        age_s = 0.0 if oldest_ms is None else max(0.0, time.time() - oldest_ms / 1000)
+        self._waiting_since = None if oldest_ms is None else time.monotonic() - age_s
+        self.keys = await self._on_thread(lambda: keyring.load(self._folder, _now_ms()))
+        if self._flushes and oldest_ms is None:
+            state = await self._on_thread(self._opened.reload)
+            if state.signed is not None and _size_of(state.signed) == state.size:
+                self._settle_flushes()
 
     async def _drain(self) -> None:
         full = True
@@ -196,8 +278,9 @@ class Sequencer:
             since, self._waiting_since = self._waiting_since, None
             try:
                 batch = await self._outbox.unsequenced(BATCH)
-                if batch:
-                    await self._integrate(batch, since)
+                for part in _parts(batch):
+                    await self._integrate(part, since)
+                    await self._heed(part[-1])
             except BaseException:
                 self._waiting_since = since or time.monotonic()
                 raise
@@ -205,13 +288,16 @@ class Sequencer:
             if full:
                 self._waiting_since = since or time.monotonic()
 
-    async def _integrate(self, batch: list[tuple[int, str, bytes]], since: float | None) -> None:
+    async def _integrate(self, batch: Sequence[Waiting], since: float | None) -> None:
         began, start_ns = time.monotonic(), time.time_ns()
         leaves = [(eid, leaf) for _, eid, leaf in batch]
         reach("sequence.read")
         appended = await self._on_thread(lambda: self._opened.append(leaves))
         reach("sequence.appended")
-        await self._outbox.mark_sequenced([(row[0], at) for row, at in zip(batch, appended.indexes, strict=True)])
+        start = self._shard.start
+        await self._outbox.mark_sequenced(
+            [(row[0], start + at) for row, at in zip(batch, appended.indexes, strict=True)]
+        )
         reach("sequence.marked")
         self._grown_at = time.monotonic()
         lag_s = 0.0 if since is None else self._grown_at - since
@@ -221,9 +307,7 @@ class Sequencer:
             _LEAVES.labels(name.decode()).add(count)
         await self._trace(batch, appended, lag_s, start_ns)
 
-    async def _trace(
-        self, batch: list[tuple[int, str, bytes]], appended: Appended, lag_s: float, start_ns: int
-    ) -> None:
+    async def _trace(self, batch: Sequence[Waiting], appended: Appended, lag_s: float, start_ns: int) -> None:
         if self._tracer.sink is None:
             return
         end_ns = time.time_ns()
@@ -249,14 +333,17 @@ class Sequencer:
         due = at_once or self._stopping.is_set() or time.monotonic() >= self._signed_at + self._checkpoint_every
         if self.size == self._signed_size or not due:
             return
+        await self._sign()
+
+    async def _sign(self) -> None:
         with self._tracer.start("checkpoint sign") as span:
-            await self._on_thread(self._sign)
+            await self._on_thread(self._sign_now)
             span.set("aimx.audit.size.after", self.size)
-            span.set("aimx.audit.origin", self._keys.origin)
+            span.set("aimx.audit.origin", self.keys.origin)
         self._signed_size, self._signed_at = self.size, time.monotonic()
 
-    def _sign(self) -> None:
-        signed = self._opened.sign([self._keys.log], _now_ms())
+    def _sign_now(self) -> None:
+        signed = self._opened.sign(self.keys.signing, _now_ms())
         reach("checkpoint.signed")
         durable.replace(self._folder / HIGH_WATER, signed.encode(), 0o644)
 
@@ -267,50 +354,155 @@ class Sequencer:
                 await self._outbox.record([events.heartbeat(stamp, size=self.size)])
             self._grown_at = time.monotonic()
 
-    # --- the beginning ---
+    # --- beginnings and ends ---
+
+    async def _go_on(self) -> None:
+        """From wherever the log was left, by this node or another: before anything else is appended."""
+        self._shard = await self._on_thread(self._find_shard)
+        if self.size == 0 and self._shard.number == 1:
+            await self._open_new_log()
+            self._shard = await self._on_thread(self._find_shard)
+        await self._on_thread(self._settle_keys)
+        if (end := await self._on_thread(self._find_end)) is not None:
+            await self._succeed(end)
+        await self._on_thread(self._refuse_other_keys)
 
     async def _open_new_log(self) -> None:
         """Make `log.opened` leaf 0. The row goes through the outbox like any other, so that rows and leaves agree."""
         first = await self._outbox.events_after(0, 1)
         if first and first[0].index is not None:
             raise LogError(
-                f"{self._folder / FILE} is empty, but the store has events that were in the log; "
-                "put the newest copy of audit.db back"
+                f"{self._where} is empty, but the store has events that were in the log; "
+                f"put the newest copy of {FILE} back"
             )
-        waiting = await self._outbox.unsequenced(BATCH)
-        if not any(_is_opening(leaf) for _, _, leaf in waiting):
+        await self._integrate([await self._opening_row(self.keys, None, 0, "first")], None)
+
+    async def _opening_row(self, keys: Keys, prev: str | None, start: int, why: str) -> Waiting:
+        """The outbox's row that opens a shard under `keys`; one that was recorded before a kill is used again."""
+        key = keys.log.verifier.vkey()
+        while True:
+            for row in await self._outbox.unsequenced(BATCH):
+                if _opens(row[2], key):
+                    return row
             with self._tracer.start("audit append") as span:
                 stamp = events.Stamp(self._node, _now_ms(), SpanRef(span.trace_id, span.span_id))
-                log_key, receipt_key = self._keys.log.verifier.vkey(), self._keys.receipt.verifier.vkey()
-                row = events.log_opened(stamp, origin=self._keys.origin, log=log_key, receipt=receipt_key)
-                await self._outbox.record([row])
-            waiting = await self._outbox.unsequenced(len(waiting) + BATCH)
-        opening = [(seq, eid, leaf) for seq, eid, leaf in waiting if _is_opening(leaf)][:1]
-        await self._integrate(opening, None)
+                receipt = keys.receipt.verifier.vkey()
+                made = events.log_opened(
+                    stamp, origin=keys.origin, log=key, receipt=receipt, prev=prev, start=start, why=why
+                )
+                await self._outbox.record([made])
+            for row in await self._outbox.unsequenced(1_000_000):
+                if row[1] == made.eid:
+                    return row
+
+    async def _close_if_due(self) -> None:
+        """Record that this shard ends. It does once that leaf is in it: everything before is, by then."""
+        now_ms = _now_ms()
+        why = succession.due(self._shard._replace(size=self.size), self._sharding, now_ms)
+        if why is None:
+            return
+        shards, domain = await self._on_thread(self._find_shards), self.keys.origin.partition("/")[0]
+        name = succession.next_origin(domain, shards, self._sharding, now_ms)
+        with self._tracer.start("audit append") as span:
+            stamp = events.Stamp(self._node, now_ms, SpanRef(span.trace_id, span.span_id))
+            eid = new_eid(now_ms)
+            made = await self._on_thread(
+                lambda: keyring.make_next(self._folder, "log", name, eid, signer=self._sharding.signer)
+            )
+            key = made.key.verifier.vkey()
+            await self._outbox.record(
+                [events.log_closed(stamp, eid=eid, origin=self._shard.origin, next=name, log=key)]
+            )
+        await self._drain()
+
+    async def _heed(self, row: Waiting) -> None:
+        """A leaf that is in the log now may change who signs, and where the log goes on."""
+        _, eid, leaf = row
+        if b'"ev":"key.rotated"' in leaf:
+            await self._on_thread(lambda: self._put_in_force(eid))
+            await self._sign()
+        elif (end := succession.closing(leaf, self._shard.origin)) is not None:
+            await self._succeed(end)
+
+    async def _succeed(self, end: Closing) -> None:
+        """The newest shard is closed: sign its end, begin the next one, and let the next key sign from now on."""
+        waiting = keyring.waiting(self._folder, "log")
+        if waiting is None or waiting.key.verifier.vkey() != end.log:
+            raise LogError(f"{end.next} was announced under a key that this node does not have; start the one that has")
+        await self._sign()
+        prev = self._opened.state.signed
+        place = self._shard.start + self.size
+        why = "period" if self._sharding.leaves is None or self.size < self._sharding.leaves else "size"
+        following = Keys(waiting.key, self.keys.receipt)
+        _, eid, leaf = await self._opening_row(following, prev, place, why)
+        await self._on_thread(lambda: self._opened.begin((eid, leaf), following.signing, _now_ms()))
+        await self._on_thread(self._settle_keys)
+        self._shard = await self._on_thread(self._find_shard)
+        await self._sign()
+        log.info("the audit log goes on in a new shard", extra={"event": "audit.shard", "origin": self.keys.origin})
+
+    # These run on the sequencer's thread.
+
+    def _find_shards(self) -> list[Shard]:
+        with contextlib.closing(open_reader(self._folder, self._database)) as reader:
+            return reader.shards()
+
+    def _find_shard(self) -> Shard:
+        with contextlib.closing(open_reader(self._folder, self._database)) as reader:
+            return reader.described()
+
+    def _find_end(self) -> Closing | None:
+        with contextlib.closing(open_reader(self._folder, self._database)) as reader:
+            return succession.ended(reader)
+
+    def _put_in_force(self, eid: str) -> None:
+        """Use the key that waited for this event, if one did."""
+        for what in ("log", "receipt"):
+            waiting = keyring.waiting(self._folder, what)
+            if waiting is not None and waiting.eid == eid:
+                same = waiting.key.verifier.name == self.keys.origin
+                overlap_ms = self._sharding.overlap_ms if same else 0
+                self.keys = keyring.put_in_force(self._folder, what, _now_ms(), overlap_ms)
+
+    def _settle_keys(self) -> None:
+        """After a kill between a leaf and what follows from it: the log knows which keys are in force."""
+        with contextlib.closing(open_reader(self._folder, self._database)) as reader:
+            newest = reader.described().origin
+            for what in ("log", "receipt"):
+                waiting = keyring.waiting(self._folder, what)
+                if waiting is None or reader.place_of(waiting.eid) is None:
+                    continue
+                if what == "receipt" or waiting.key.verifier.name == newest:
+                    self._put_in_force(waiting.eid)
+        self.keys = keyring.load(self._folder, _now_ms())
+
+    def _refuse_other_keys(self) -> None:
+        """A log whose newest checkpoint none of our keys has signed is another one's to go on with."""
+        signed = self._opened.state.signed
+        if signed is None:
+            return
+        try:
+            note.verify(note.parse(signed), [key.verifier for key in self.keys.signing])
+        except (FormatError, ProofError) as error:
+            raise LogError(
+                f"{self._where} was signed by another key than this node's ({error}); "
+                "give this node the keys folder of the one that leads"
+            ) from error
 
     def _refuse_a_restored_copy(self) -> None:
-        path = self._folder / HIGH_WATER
-        try:
-            seen = checkpoint.open_signed(path.read_bytes(), self._keys.log.verifier).checkpoint
-        except FileNotFoundError:
-            return
-        except (FormatError, ProofError) as error:
-            log.warning("the remembered checkpoint is unreadable and not heeded", extra={"error": str(error)})
-            return
-        size = self.size
-        if seen.size > size:
-            raise LogError(
-                f"{self._folder / FILE} holds {size} leaves, but this node has signed for {seen.size}: "
-                "an old copy was put in its place; put the newest one back"
-            )
-        reader = open_reader(self._folder, self._database)
-        try:
-            if tree.root_at(seen.size, reader.node_reader()) != seen.root:
-                raise LogError(f"{self._folder / FILE} is not the log this node has signed for; put the right one back")
-        finally:
-            reader.close()
+        public = keyring.load_public(self._folder).logs
+        with contextlib.closing(open_reader(self._folder, self._database)) as reader:
+            origin = reader.described().origin
+            known = restored.heads([*high_water(self._folder), *self._remembered(origin)], public)
+            wrong = restored.fault(reader, known)
+        if wrong is not None:
+            raise LogError(f"{self._where} {wrong}; {restored.ADVICE}")
 
     # --- small things ---
+
+    @property
+    def _where(self) -> str:
+        return str(self._folder / FILE) if self._database is None else "the audit log's database"
 
     @property
     def _opened(self) -> Log:
@@ -337,8 +529,29 @@ _SIZE = metrics.gauge("aimx.audit.size").labels()
 _INTEGRATED = metrics.histogram("aimx.audit.integrate.duration").labels()
 
 
-def _is_opening(leaf: bytes) -> bool:
-    return b'"ev":"log.opened"' in leaf
+def high_water(folder: Path) -> list[tuple[str, str]]:
+    """The newest checkpoint this node has signed, and how it is called; empty before the first."""
+    try:
+        return [("the newest checkpoint this node has signed", (folder / HIGH_WATER).read_text(errors="replace"))]
+    except FileNotFoundError:
+        return []
+
+
+def _opens(leaf: bytes, key: str) -> bool:
+    return b'"ev":"log.opened"' in leaf and f'"log":"{key}"'.encode() in leaf
+
+
+def _parts(batch: Sequence[Waiting]) -> Iterator[Sequence[Waiting]]:
+    """A batch, cut behind each leaf after which something is to be done before the next one."""
+    start = 0
+    for at, (_, _, leaf) in enumerate(batch, 1):
+        if b'"ev":"key.rotated"' in leaf or b'"ev":"log.closed"' in leaf or at == len(batch):
+            yield batch[start:at]
+            start = at
+
+
+def _size_of(signed: str) -> int:
+    return checkpoint.parse(signed.partition("\n\n")[0] + "\n").size
 
 
 def _now_ms() -> int:

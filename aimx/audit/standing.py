@@ -7,13 +7,14 @@ whoever verifies has brought along. That a checkpoint was mailed is no proof her
 
 import base64
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 from aimx.audit import timestamp
 from aimx.audit.anchors import Anchor
 from aimx.audit.log import Reader
 from aimx.audit.report import Report
+from aimx.audit.succession import closing
 from aimx.tlog import checkpoint, tree
 from aimx.tlog.checkpoint import Checkpoint
 from aimx.tlog.errors import FormatError, ProofError
@@ -50,6 +51,33 @@ class Standing:
 
     def age_s(self, now_ms: int) -> float | None:
         return None if self.newest_ms is None else max(0.0, (now_ms - self.newest_ms) / 1000)
+
+
+def stand(
+    readers: Sequence[Reader],
+    anchors: Callable[[str], Sequence[Anchor]],
+    brought: Sequence[str],
+    logs: Collection[Verifier],
+    trust: Trust,
+    report: Report,
+) -> Standing:
+    """`weigh` for a log of one or more shards, oldest first. `anchors`: those of an origin; `logs`: the shards' keys.
+
+    What stands is what outsiders said of the newest shard; while they said nothing yet, of the one before it. Raises
+    LogError.
+    """
+    standing = Standing(of=len(trust.policy.witnesses))
+    for reader in readers:
+        shard = reader.described()
+        if reader is not readers[-1]:
+            last = reader.entry(shard.size - 1) if shard.size else None
+            if last is None or closing(last, shard.origin) is None:
+                continue  # an old copy, and said to be one: what was confirmed beyond its end is lost
+        own = [key for key in logs if key.name == (shard.origin or key.name)]
+        found = weigh(anchors(shard.origin or report.origin), brought, reader, own, trust, report)
+        if found.newest_ms is not None:
+            standing = found
+    return standing
 
 
 def weigh(

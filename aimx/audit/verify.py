@@ -10,6 +10,7 @@ The words of the verdict are explained in `report`.
 import asyncio
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from aimx.audit import integrity
@@ -20,10 +21,10 @@ from aimx.audit.place import open_reader, read_anchors
 from aimx.audit.reconciliation import Evidence, Reconciliation
 from aimx.audit.report import Report
 from aimx.audit.sequencer import HIGH_WATER
-from aimx.audit.standing import Trust, weigh
+from aimx.audit.series import Series
+from aimx.audit.standing import Trust, stand
 from aimx.audit.worker import Openings, check_integrity
 from aimx.telemetry import metrics
-from aimx.tlog.note import Verifier
 
 APART_ABOVE = 50_000
 """Leaves; a longer log is worth the third of a second that two more processes take to start."""
@@ -54,15 +55,15 @@ async def verify(
     high_water = await asyncio.to_thread(_read_high_water, folder / HIGH_WATER)
     reader = open_reader(folder, database)
     try:
-        size = (await asyncio.to_thread(reader.state)).size
-        apart = size > APART_ABOVE
+        series = await asyncio.to_thread(Series, reader)
+        apart = series.size > APART_ABOVE
         found = Report(keys.log.name)
         checking = asyncio.create_task(
             asyncio.to_thread(
-                check_integrity if apart else _check_here, folder, database, keys.log, high_water, remembered, found
+                check_integrity if apart else _check_here, folder, database, keys, high_water, remembered, found
             )
         )
-        run = Reconciliation(store, reader, size, report, Openings(apart=apart), contents=contents)
+        run = Reconciliation(store, series, report, Openings(apart=apart), contents=contents)
         try:
             if not apart:
                 await checking
@@ -73,9 +74,9 @@ async def verify(
             run.close()
             await asyncio.wait([checking])
             report.take_integrity(found)
-        anchors = await asyncio.to_thread(read_anchors, folder, database, keys.log.name)
+        anchors = partial(read_anchors, folder, database)
         report.standing = await asyncio.to_thread(
-            weigh, anchors, remembered, reader, [keys.log], trust or Trust(), report
+            stand, series.readers(), anchors, remembered, checked.keys, trust or Trust(), report
         )
     except LogError as error:
         report.add("log-unreadable", str(error))
@@ -90,14 +91,14 @@ async def verify(
 def _check_here(
     folder: Path,
     database: str | None,
-    key: Verifier,
+    keys: PublicKeys,
     high_water: str | None,
     remembered: Sequence[str],
     report: Report,
 ) -> Checked:
     reader = open_reader(folder, database)
     try:
-        return integrity.check(reader, key, high_water, remembered, report)
+        return integrity.check(Series(reader).readers(), keys.logs, high_water, remembered, report)
     finally:
         reader.close()
 

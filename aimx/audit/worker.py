@@ -15,10 +15,12 @@ from typing import Any, BinaryIO
 
 from aimx.audit import integrity
 from aimx.audit.integrity import Checked
+from aimx.audit.keys import PublicKeys
 from aimx.audit.log import LogError
 from aimx.audit.opening import opening_fault
 from aimx.audit.place import open_reader
 from aimx.audit.report import Finding, Report
+from aimx.audit.series import Series
 from aimx.store.contract import EventRow
 from aimx.tlog.note import Verifier
 
@@ -64,13 +66,18 @@ def _ask(child: subprocess.Popen[bytes], rows: Sequence[EventRow]) -> list[Fault
 
 
 def check_integrity(
-    folder: Path, database: str | None, key: Verifier, high_water: str | None, remembered: Sequence[str], report: Report
+    folder: Path,
+    database: str | None,
+    keys: PublicKeys,
+    high_water: str | None,
+    remembered: Sequence[str],
+    report: Report,
 ) -> Checked:
     """`integrity.check` in a process of its own; blocks until it is done. Raises LogError."""
     child = _start("integrity")
     try:
-        _send(child, (str(folder), database, key.vkey(), high_water, list(remembered)))
-        error, size, erased, counts, findings = _receive(child)
+        _send(child, (str(folder), database, [key.vkey() for key in keys.logs], high_water, list(remembered)))
+        error, size, erased, vkeys, counts, findings = _receive(child)
     finally:
         _end(child)
     if error is not None:
@@ -78,7 +85,7 @@ def check_integrity(
     for name, value in counts.items():
         setattr(report, name, value)
     report.findings += [Finding(*finding) for finding in findings]
-    return Checked(size, frozenset(erased))
+    return Checked(size, frozenset(erased), frozenset(map(Verifier.parse, vkeys)))
 
 
 def faults(rows: Sequence[EventRow]) -> list[Fault]:
@@ -141,22 +148,27 @@ def _openings(source: BinaryIO, sink: BinaryIO) -> None:
         sink.flush()
 
 
-_COUNTS = ("size", "root", "leaves", "checkpoints", "remembered", "wrong", "inconsistent", "unreconciled")
+_COUNTS = (
+    *("origin", "size", "root", "shards", "leaves", "checkpoints", "remembered", "lost", "dropped"),
+    *("wrong", "inconsistent", "unreconciled"),
+)
 
 
 def _integrity(source: BinaryIO, sink: BinaryIO) -> None:
-    folder, database, vkey, high_water, remembered = marshal.load(source)  # noqa: S302 — written by our own parent
+    folder, database, vkeys, high_water, remembered = marshal.load(source)  # noqa: S302 — written by our own parent
     report, reader = Report(""), open_reader(Path(folder), database)
-    error, checked = None, Checked(0, frozenset())
+    error, checked = None, Checked(0, frozenset(), frozenset())
     try:
-        checked = integrity.check(reader, Verifier.parse(vkey), high_water, remembered, report)
+        keys = [Verifier.parse(vkey) for vkey in vkeys]
+        checked = integrity.check(Series(reader).readers(), keys, high_water, remembered, report)
     except LogError as refused:
         error = str(refused)
     finally:
         reader.close()
     counts = {name: getattr(report, name) for name in _COUNTS}
     findings = [tuple(finding) for finding in report.findings]
-    marshal.dump((error, checked.size, list(checked.erased), counts, findings), sink)
+    believed = [key.vkey() for key in checked.keys]
+    marshal.dump((error, checked.size, list(checked.erased), believed, counts, findings), sink)
     sink.flush()
 
 

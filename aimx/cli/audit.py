@@ -109,10 +109,18 @@ async def _verify_node(
         lines = audit_trust.keys(vkeys)
         if len(lines) < 2:
             raise Failed(f"{vkeys} does not hold two verifier keys, the log's and the receipt key")
-        keys = PublicKeys(*lines[:2])
+        keys = PublicKeys(lines[0], lines[1], tuple(lines[2:]))
     async with opened(data) as (settings, store):
         trust = audit_trust.of_node(settings, data, policy, tsa_roots)
-        return await check(store, data, keys=keys, remembered=remembered, contents=contents, trust=trust)
+        return await check(
+            store,
+            data,
+            database=settings.audit.database,
+            keys=keys,
+            remembered=remembered,
+            contents=contents,
+            trust=trust,
+        )
 
 
 def _status(report: "Report", require: str | None, longest_s: float | None) -> int:

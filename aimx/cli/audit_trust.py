@@ -50,10 +50,11 @@ async def export(folder: Path, settings: Settings, data: Path) -> bundle.Exporte
     """The log of a node, written to `folder`. Raises LogError."""
     public = load_public(data)
     trust = of_node(settings, data)
-    reader = open_reader(data)
+    database = settings.audit.database
+    reader = open_reader(data, database)
     try:
         return await asyncio.to_thread(
-            bundle.export, folder, reader, list(public), lambda origin: read_anchors(data, None, origin), trust.policy
+            bundle.export, folder, reader, public.all, lambda origin: read_anchors(data, database, origin), trust.policy
         )
     finally:
         reader.close()

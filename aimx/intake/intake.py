@@ -75,11 +75,11 @@ class Intake:
         tracer: Tracer,
         *,
         message_id_key: bytes,
-        receipts: tuple[str, Signer] | None = None,
+        receipts: Callable[[], Signer] | None = None,
         outbox_age: Callable[[], float] = lambda: 0.0,
         reports: Reporter | None = None,
     ) -> None:
-        """`receipts`: the log's origin and the key that signs its promises. `outbox_age`: seconds the log is behind."""
+        """`receipts`: the key that signs promises now; it may change. `outbox_age`: seconds the log is behind."""
         self.settings = settings
         self.table = RoutingTable(settings)
         self._store = store
@@ -375,9 +375,9 @@ class Intake:
         plain = Reply(250, "2.0.0", f"<{eid}> queued")
         if self._receipts is None:
             return plain
-        origin, signer = self._receipts
+        signer = self._receipts()
         try:
-            return Reply(250, "2.0.0", issue(promise(origin), signer).line())
+            return Reply(250, "2.0.0", issue(promise(signer.verifier.name), signer).line())
         except Exception:
             log.exception("no receipt for an accepted message", extra={"eid": eid})
             return plain  # it is durable: whatever fails now must not make the sender send it again

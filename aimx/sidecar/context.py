@@ -16,7 +16,8 @@ from aimx.telemetry.span import Tracer
 class SidecarContext:
     store: Store
     log: Reader
-    keys: PublicKeys
+    keys: Callable[[], PublicKeys]
+    """The verifier keys as they are now."""
     settings: Settings
     is_admin: Callable[[str], bool]
     """Whether this is the admin's token, in constant time."""

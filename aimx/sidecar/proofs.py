@@ -50,7 +50,7 @@ async def verify_log(request: Request, here: Here, caller: Admin) -> VerifyRepor
     if lock.locked():
         raise Problem("busy")
     async with lock:
-        report = await verify(here.store, here.settings.data, database=here.settings.audit.database, keys=here.keys)
+        report = await verify(here.store, here.settings.data, database=here.settings.audit.database, keys=here.keys())
     return VerifyReport.model_validate(report.to_json())
 
 
@@ -82,7 +82,7 @@ async def prove(
     opening = found["opening"]
     if isinstance(opening, dict) and caller.agent is not None and not is_sender(record, caller.agent):
         found["opening"] = {part: value for part, value in opening.items() if not isinstance(value, list)}
-    return MessageProof.model_validate({**found, "verifiers": [key.vkey() for key in here.keys]})
+    return MessageProof.model_validate({**found, "verifiers": [key.vkey() for key in here.keys().all]})
 
 
 class _Only(NamedTuple):

@@ -13,7 +13,7 @@ import httpx
 from fastapi import FastAPI
 
 from aimx.audit import events
-from aimx.audit.keys import Keys, PublicKeys, load_or_create
+from aimx.audit.keys import Keys, load_or_create
 from aimx.audit.log import FILE
 from aimx.audit.sequencer import Sequencer
 from aimx.audit.sqlite import SqliteReader
@@ -200,7 +200,7 @@ async def world(folder: Path, tracer: Tracer | None = None) -> AsyncIterator[Wor
     context = SidecarContext(
         store=store,
         log=reader,
-        keys=PublicKeys(keys.log.verifier, keys.receipt.verifier),
+        keys=keys.public,
         settings=settings,
         is_admin=lambda token: tokens.same(token, ADMIN),
         metrics=metrics.Metrics().render,

@@ -6,7 +6,7 @@ from hashlib import sha256
 
 from aimx.audit import events
 from aimx.message.identifier import new_eid
-from aimx.store.contract import EventRow, MessageFilter, MessageRecord, SpanRef, StoredEvent, Unavailable
+from aimx.store.contract import Backlog, EventRow, MessageFilter, MessageRecord, SpanRef, StoredEvent, Unavailable
 from aimx.tlog.leaf import new_key
 
 T0 = 1_780_000_000_000
@@ -52,6 +52,11 @@ class MemoryStore:
         for stored in self.rows:
             if stored.seq in places and stored.index is None:
                 stored.index = places[stored.seq]
+
+    async def backlog(self) -> Backlog:
+        self._maybe_fail()
+        waiting = [stored.row.t_ms for stored in self.rows if stored.index is None]
+        return Backlog(0, None, len(waiting), min(waiting, default=None))
 
     async def events_after(self, seq: int, limit: int) -> list[StoredEvent]:
         return [stored for stored in self.rows if stored.seq > seq][:limit]

@@ -122,8 +122,8 @@ async def test_a_log_that_was_altered_is_not_exported_over_its_own_past(node: No
     with pytest.raises(NotExported, match="altered"):
         forged.export(out)
     assert tree_of(out) == before
+    keys.load_or_create(tmp_path / "other", "y.example", 1_780_000_000_000)
     other = Node(tmp_path / "other")
-    other.keys = keys.load_or_create(tmp_path / "other2", "y.example", 1_780_000_000_000)
     await other.live(1)
     with pytest.raises(NotExported, match="another folder"):
         other.export(out)
@@ -240,7 +240,7 @@ async def test_a_log_that_contradicts_what_a_witness_cosigned_was_altered(node: 
     (forged.folder / "keys" / "log.key").write_text(node.keys.log.skey())
     (forged.folder / "keys" / "receipt.key").write_text(node.keys.receipt.skey())
     forged.keys = node.keys
-    (forged.folder / "audit.vkeys").write_text("".join(key.verifier.vkey() + "\n" for key in node.keys))
+    (forged.folder / "audit.vkeys").write_text("".join(key.vkey() + "\n" for key in node.keys.public().all))
     await forged.live(300)
     assert (await forged.verify(trust=node.trust())).ok, "rewritten with the key, it is consistent in itself"
     (forged.folder / "anchors.db").write_bytes(saved)

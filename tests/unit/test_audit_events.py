@@ -61,6 +61,8 @@ EVERY = [
     events.key_rotated(STAMP, what="log", by="admin", old="o", new="n"),
     events.login_refused(STAMP, via="smtp", n=9, since_ms=1, sources=["203.0.113.9"], accounts=["bob@x.example"]),
     events.log_opened(STAMP, origin="x.example/audit/2026h2", log="vkey", receipt="vkey"),
+    events.log_closed(STAMP, eid="01JZ0000000000000000000009", origin="x/audit/2026h2", next="x/audit/2027h1", log="v"),
+    events.log_dropped(STAMP, origin="x/audit/2026h2", size=9, last="note", by="admin"),
     events.heartbeat(STAMP, size=3),
     events.anchor_recorded(STAMP, kind="mail", size=3, who="bob@x.example", proof="AAAA"),
 ]
