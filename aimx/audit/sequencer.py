@@ -55,6 +55,9 @@ PATIENCE_S = 1.0
 LEASE_S, RENEW_S, STANDBY_S = 1.5, 0.4, 0.3
 """How long a leader is believed, how often it says so, and how often the others ask."""
 
+FENCED_OFF = 20
+"""How often a start may find that another sequencer was quicker."""
+
 _EV = re.compile(rb'"ev":"([a-z.]+)"')
 
 log = logging.getLogger(__name__)
@@ -143,7 +146,7 @@ class Sequencer:
         try:
             await self._on_thread(self._refuse_a_restored_copy)
             if self._database is None:
-                await self._go_on()
+                await self._begin()
             else:
                 await self._lead()
         except BaseException:
@@ -355,6 +358,13 @@ class Sequencer:
             self._grown_at = time.monotonic()
 
     # --- beginnings and ends ---
+
+    async def _begin(self) -> None:
+        for _ in range(FENCED_OFF):
+            with contextlib.suppress(Fenced):  # another one began at the same moment
+                await self._on_thread(self._opened.reload)
+                return await self._go_on()
+        raise LogError(f"{self._where} is written by others without a pause")
 
     async def _go_on(self) -> None:
         """From wherever the log was left, by this node or another: before anything else is appended."""
