@@ -12,13 +12,16 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from email import message_from_bytes
 from itertools import pairwise
 from pathlib import Path
 from threading import Thread
+from typing import ClassVar
 
 import httpx
 import pytest
 from aiosmtpd.smtp import SMTP
+from aiosmtpd.smtp import Envelope as SmtpEnvelope
 
 from aimx.store.sqlite import SqliteStore
 from aimx.telemetry.catalogue import SPANS, span_spec
@@ -188,7 +191,7 @@ def dry_run(world: World) -> None:
 
 def relayed(world: World) -> None:
     """To a smarthost: a real SMTP server of somebody else's."""
-    world.send("ada", "someone@outside.example", "relayed")
+    world.send("ada", "someone@outside.example", "relayed", baggage="secret=1")
     wait_until(lambda: bool(world.named("relayed", "deliver relay")), 20)
 
 
@@ -237,7 +240,13 @@ SCENARIOS: list[Callable[[World], None]] = [
 
 
 class Sink:
-    async def handle_DATA(self, server: object, session: object, envelope: object) -> str:
+    """Somebody else's server, outside the trust zone."""
+
+    taken: ClassVar[list[bytes]] = []
+
+    async def handle_DATA(self, server: object, session: object, envelope: SmtpEnvelope) -> str:
+        assert isinstance(envelope.content, bytes)
+        self.taken.append(envelope.content)
         return "250 2.0.0 taken"
 
 
@@ -415,6 +424,9 @@ def test_a_relayed_mail_is_a_dialogue_under_its_delivery(world: World) -> None:
     assert (deliver.parent_id, relay.parent_id) == (enqueue.span_id, deliver.span_id)
     assert relay.attributes["smtp.response.status_code"] == 250
     assert relay.attributes["server.address"] == "127.0.0.1"
+    mail = message_from_bytes(Sink.taken[-1])
+    assert trace_id("relayed") in str(mail["traceparent"])
+    assert [name for name in mail if name.lower().startswith("aimx-") or name.lower() == "baggage"] == []
 
 
 def test_an_http_request_continues_only_a_known_callers_trace(world: World) -> None:

@@ -27,6 +27,7 @@ from aimx.telemetry.context import (
     is_context_header,
     parse_traceparent,
     read,
+    restate,
     write,
 )
 
@@ -219,6 +220,36 @@ def test_what_we_write_pythons_mail_library_reads_and_writes_again(context: Cont
     for rules in (policy.SMTP, policy.compat32.clone(linesep="\r\n")):
         again = email.message_from_bytes(raw, policy=rules).as_bytes(policy=rules)  # type: ignore[arg-type]
         assert read(HeaderBlock.parse(again)[0]) == context
+
+
+values = st.one_of(
+    states,
+    bags,
+    st.sampled_from(
+        [GOOD, f" {GOOD}", f"=?utf-8?q?{GOOD}?=", "foo=1,foo=2", "a=1,,b=2", "a=1,\r\n b c=2", "", "foo=\xe9"]
+    ),
+    st.text(st.characters(codec="latin-1", exclude_characters="\r\n"), max_size=80),
+)
+
+
+@given(st.lists(st.tuples(st.sampled_from(["traceparent", "Tracestate", "baggage"]), values), max_size=6))
+def test_what_is_restated_everybody_reads_as_we_do(pairs: list[tuple[str, str]]) -> None:
+    header = block(("traceparent", GOOD), *[pair for pair in pairs if pair[0] != "traceparent"])
+    if len(pairs) % 2:  # a traceparent that may be no good
+        header = block(*pairs)
+    context = read(header)
+    if not isinstance(context, Context):
+        return
+    header.prepend(restate(header, context))
+    assert read(header) == context
+    assert restate(header, context) == [], "once is enough"
+    mail = email.message_from_bytes(header.to_bytes(), policy=policy.compat32)
+    assert mail.get_all("traceparent") == [mail["traceparent"]]
+    assert parse_traceparent(str(mail["traceparent"])) == context._replace(tracestate="", baggage="")
+    for name, kept in (("tracestate", context.tracestate), ("baggage", context.baggage)):
+        assert len(mail.get_all(name, [])) == (1 if kept else 0)
+        said = "".join(str(mail.get(name, "")).splitlines())
+        assert ", ".join([part for member in said.split(",") if (part := member.strip(" \t"))]) == kept
 
 
 def test_a_value_that_a_mail_library_made_unreadable_is_still_read() -> None:
