@@ -198,6 +198,22 @@ class Timestamp(_Section):
     every: Seconds = 3600.0
 
 
+class Limits(_Section):
+    """What is too much. Past a limit the peer gets a temporary refusal that says why, and may come again."""
+
+    queue: int = Field(1_000_000, ge=1, description="waiting deliveries; beyond, no message is taken that may wait")
+    store_wait: Seconds = Field(10.0, description="a commit that takes longer: SMTP answers 451 until it is done")
+    messages_per_second: float | None = Field(None, gt=0, allow_inf_nan=False, description="over SMTP, for each agent")
+    message_burst: int = Field(100, ge=1, description="so many at once")
+    connections_per_minute: float | None = Field(
+        None, gt=0, allow_inf_nan=False, description="for each address and protocol; as many at once"
+    )
+    changes_per_second: float | None = Field(
+        None, gt=0, allow_inf_nan=False, description="IMAP commands that read content or change, for each agent"
+    )
+    change_burst: int = Field(200, ge=1, description="so many at once")
+
+
 class Idempotency(_Section):
     keep: Seconds = Field(86400.0, description="how long a sender's Idempotency-Key is remembered")
 
@@ -368,6 +384,7 @@ class Settings(_Section):
     imap: Imap = Imap()
     sign_in: SignIn = SignIn()
     delivery: Delivery = Delivery()
+    limits: Limits = Limits()
     idempotency: Idempotency = Idempotency()
     audit: Audit = Audit()
     trace: Trace = Trace()

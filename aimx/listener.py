@@ -20,6 +20,7 @@ from collections.abc import Coroutine
 from typing import Any, Generic, Protocol, TypeVar, cast
 
 from aimx.config import Endpoint
+from aimx.rate import Rate, network
 
 log = logging.getLogger("aimx.listener")
 
@@ -53,14 +54,15 @@ C = TypeVar("C", bound=Connection)
 class Listener(ABC, Generic[C]):
     """All listeners of one protocol in this process, and their connections."""
 
-    def __init__(self, context: ssl.SSLContext, limit: int, too_many: bytes) -> None:
-        """`context`: TLS 1.3, from identity.certificate. `limit`: connections an address may have. `too_many` is said
-        in the clear to who has them. To be made inside a running loop."""
+    def __init__(self, context: ssl.SSLContext, limit: int, too_many: bytes, pace: Rate | None = None) -> None:
+        """`context`: TLS 1.3, from identity.certificate. `limit`: connections an address may have; `pace`: how fast it
+        may make them. `too_many` is said in the clear to who goes beyond. To be made inside a running loop."""
         self.context = context
         self.loop = asyncio.get_running_loop()
         self.stopping = False
         self.connections_refused = 0
         self._limit = limit
+        self._pace = pace
         self._descriptors = _descriptors()
         self._too_many = too_many
         self._listeners: list[tuple[socket.socket, asyncio.Task[None]]] = []
@@ -161,7 +163,8 @@ class Listener(ABC, Generic[C]):
                 continue
             host, port = address[:2]
             # The system gives the lowest descriptor that is free: its number tells how many are in use.
-            if self._full(host) or accepted.fileno() >= self._descriptors:
+            hasty = self._pace is not None and self._pace.take(network(host)) > 0
+            if hasty or self._full(host) or accepted.fileno() >= self._descriptors:
                 self.connections_refused += 1
                 with accepted, contextlib.suppress(OSError):
                     if not implicit_tls:

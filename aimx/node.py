@@ -50,6 +50,7 @@ from aimx.imap import server as imap
 from aimx.intake.intake import Intake
 from aimx.intake.report import Reporter
 from aimx.listener import bind as bind_listener
+from aimx.rate import rate_of_minute
 from aimx.routing.table import RoutingTable
 from aimx.sidecar.app import create_app
 from aimx.sidecar.connection import Door as HttpDoor
@@ -225,7 +226,8 @@ class Node:
             self._stack.callback(bound[name].close)
         context = certificates.server_context()
         budget = ByteBudget(settings.smtp.byte_budget, least=settings.imap.max_literal)
-        smtp_server = smtp.Server(Door(settings.domains, settings.smtp, directory, intake, budget), context)
+        pace = rate_of_minute(settings.limits.connections_per_minute)
+        smtp_server = smtp.Server(Door(settings.domains, settings.smtp, directory, intake, budget, pace), context)
         imap_server = imap.Server(imap.Door(settings, store, directory, intake, tracer, budget), context)
         reader = open_reader(folder, settings.audit.database)
         self._stack.callback(reader.close)
@@ -259,7 +261,7 @@ class Node:
         metrics.observe("aimx.smtp.sessions", lambda: [((), smtp_server.open_connections)])
         self._ticking = [
             asyncio.create_task(self._look(certificates), name="aimx-reload"),
-            asyncio.create_task(_measure(store), name="aimx-measure"),
+            asyncio.create_task(_measure(store, intake), name="aimx-measure"),
             asyncio.create_task(_sweep(store), name="aimx-sweep"),
             asyncio.create_task(_record_turned_away(intake), name="aimx-turned-away"),
         ]
@@ -538,7 +540,7 @@ async def _sweep(store: SqliteStore) -> None:
             await store.sweep(time.time_ns() // 1_000_000)
 
 
-async def _measure(store: SqliteStore) -> None:
+async def _measure(store: SqliteStore, intake: Intake) -> None:
     """Queue and outbox, for the gauges: asked for now and then, so that a scrape never waits for the store."""
     depth = metrics.gauge("aimx.queue.depth").labels("mailbox")
     oldest = metrics.gauge("aimx.queue.oldest_age").labels()
@@ -546,6 +548,7 @@ async def _measure(store: SqliteStore) -> None:
         with contextlib.suppress(StoreError):
             backlog = await store.backlog()
             depth.set(backlog.queue_depth)
+            intake.pressure.queue_depth = backlog.queue_depth
             since = backlog.queue_oldest_ms
             oldest.set(0 if since is None else max(0.0, time.time() - since / 1000))
         await asyncio.sleep(MEASURE_EVERY)

@@ -14,7 +14,8 @@ Three counters, each over a fixed window that begins with its first failure:
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from ipaddress import IPv6Address, ip_address
+
+from aimx.rate import network
 
 ADDRESS_FACTOR = 4
 MAX_ENTRIES = 20_000
@@ -81,7 +82,7 @@ class Throttle:
         else:
             wait = max(
                 self._accounts.wait(account, self._limit, now),
-                self._addresses.wait(_network(address), self._limit * ADDRESS_FACTOR, now),
+                self._addresses.wait(network(address), self._limit * ADDRESS_FACTOR, now),
             )
         if wait > 0:
             self.refused += 1
@@ -95,7 +96,7 @@ class Throttle:
             self._pairs.add(pair, now)
         else:
             self._accounts.add(account, now)
-            self._addresses.add(_network(address), now)
+            self._addresses.add(network(address), now)
         self.failures += 1
 
     def succeeded(self, address: str, account: str) -> None:
@@ -109,17 +110,4 @@ class Throttle:
 
 
 def _pair(address: str, account: str) -> str:
-    return f"{_network(address)} {account}"
-
-
-def _network(address: str) -> str:
-    """An IPv6 customer has at least a /64; counting single addresses there would count nothing."""
-    try:
-        parsed = ip_address(address.partition("%")[0])
-    except ValueError:
-        return address
-    if isinstance(parsed, IPv6Address):
-        if parsed.ipv4_mapped is not None:
-            return str(parsed.ipv4_mapped)
-        return str(IPv6Address(int(parsed) >> 64 << 64))
-    return address
+    return f"{network(address)} {account}"

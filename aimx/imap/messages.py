@@ -77,6 +77,17 @@ class Desk:
             raise No("the mailbox was opened read-only", "READ-ONLY")
 
 
+def is_witnessed(command: Fetch | Store | Search | Transfer | Expunge) -> bool:
+    """Whether it leaves an event in the log."""
+    match command:
+        case Fetch():
+            return fetching.plan(command.items).content
+        case Search():
+            return False
+        case _:
+            return True
+
+
 # --- FETCH -----------------------------------------------------------------------------------------------------------
 
 

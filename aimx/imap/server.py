@@ -19,6 +19,7 @@ from aimx.imap.fetch import Structures
 from aimx.imap.grammar import BEFORE_LOGIN, Continue, Framer, Limits, Raw, Refused
 from aimx.imap.session import Gone, Intake, Services, Session, State, unwelcome
 from aimx.listener import CLOSE_WITHIN, Listener, cancelled
+from aimx.rate import rate, rate_of_minute
 from aimx.store.contract import Store, Unavailable
 from aimx.telemetry import metrics
 from aimx.telemetry.span import Tracer
@@ -339,7 +340,9 @@ class Server(Listener[Connection]):
     def __init__(self, door: Door, context: ssl.SSLContext) -> None:
         """`context`: TLS 1.3, from identity.certificate. To be made inside a running loop."""
         settings = door.settings.imap
-        super().__init__(context, settings.max_connections_per_address, TOO_MANY)
+        asked = door.settings.limits
+        pace = rate_of_minute(asked.connections_per_minute)
+        super().__init__(context, settings.max_connections_per_address, TOO_MANY, pace)
         self.door = door
         self.services = Services(
             door.store,
@@ -350,6 +353,7 @@ class Server(Listener[Connection]):
             Limits(line=settings.max_line, literal=settings.max_line, message=settings.max_literal),
             door.settings.node,
             settings.max_errors,
+            rate(asked.changes_per_second, asked.change_burst),
         )
         self._sweeper = self.loop.create_task(self._sweep(), name="aimx-imap-sweep")
         self._accounts: asyncio.Task[None] | None = None

@@ -32,11 +32,13 @@ from aimx.imap.messages import Desk
 from aimx.imap.trace import Origin, Trail, Verb
 from aimx.imap.view import View
 from aimx.intake.envelope import PART, HeaderTooLarge, Upload
+from aimx.rate import Rate
 from aimx.store.contract import (
     INBOX,
     SYSTEM_FLAGS,
     Agent,
     AlreadyExists,
+    Full,
     MailboxKey,
     NotFound,
     OverQuota,
@@ -170,6 +172,8 @@ class Services:
     node: str = "n1"
     max_errors: int = 20
     """Commands in a row that break the protocol."""
+    changes: Rate | None = None
+    """How often an agent may read content or change something: each leaves an event in the log."""
 
 
 class Answer(NamedTuple):
@@ -289,8 +293,11 @@ class Session:
             case commands.Select():
                 return await self._select(request.command)
             case commands.Append():
+                self._slow_down()
                 return await self._append(request.command)
             case commands.Fetch() | commands.Store() | commands.Search() | commands.Transfer() | commands.Expunge():
+                if messages.is_witnessed(request.command):
+                    self._slow_down()
                 return Answer("", await self._on_messages(request.command))
             case _:
                 await self._on_mailboxes(request.command)
@@ -301,6 +308,12 @@ class Session:
         why = unwelcome(agent, await self._services.directory.agent(agent.address))
         if why is not None:
             raise Bye(why)
+
+    def _slow_down(self) -> None:
+        rate = self._services.changes
+        if rate is not None and (wait := rate.take(self._owner)):
+            many = f"more than {rate.per_second:g} such commands a second"
+            raise No(f"{many}, try again in {max(1, round(wait))} s", "LIMIT")
 
     def _leave(self) -> None:
         self.state = State.LOGOUT
@@ -598,6 +611,8 @@ def _of_store(error: StoreError) -> No:
             return No("no room is left", "OVERQUOTA")
         case TooManyKeywords():
             return No("too many different keywords", "LIMIT")
+        case Full():
+            return No("no room is left on the node's disk, try again later", "UNAVAILABLE")
         case Unavailable():
             return No("nothing can be stored or read now, try again", "UNAVAILABLE")
         case _:

@@ -21,7 +21,8 @@ from aimx.intake.arrival import Arrival, receive, ref, replied
 from aimx.intake.commit import accepted, commit
 from aimx.intake.envelope import Envelope, HeaderTooLarge, Octets, Reply, Upload
 from aimx.intake.guard import guard, weigh
-from aimx.intake.plan import Terms, facts, plan
+from aimx.intake.plan import Plan, Terms, facts, plan
+from aimx.intake.pressure import Pressure, of_store
 from aimx.intake.refusal import Refused
 from aimx.intake.report import Reporter, Subject
 from aimx.intake.told import Told, tell
@@ -61,7 +62,6 @@ HOPS = metrics.histogram("aimx.hops").labels()
 
 AUTH = {Door.AGENT: "agent", Door.PEER: "peer", Door.STRANGER: "none"}
 """How the log says that the sender is known."""
-TRY_LATER = Reply(451, "4.3.0", "the message could not be stored now and was not taken; send it again")
 
 
 class Intake:
@@ -87,7 +87,7 @@ class Intake:
         self._tracer = tracer
         self._message_id_key = message_id_key
         self._receipts = receipts
-        self._outbox_age = outbox_age
+        self.pressure = Pressure(settings, outbox_age)
         self._reports = reports
         self.clock: Callable[[], int] = lambda: time.time_ns() // 1_000_000
         """When a message came, in Unix milliseconds; a test lets hours pass."""
@@ -101,14 +101,18 @@ class Intake:
         """For the octets of the next message."""
         return Upload(self._store)
 
+    def admit(self, agent: str) -> Reply | None:
+        """At MAIL: None when `agent` may hand over a message now, else the refusal."""
+        return self.pressure.refusal() or self.pressure.hasty(agent)
+
     async def check_recipient(self, recipient: str, door: Door = Door.AGENT) -> Reply | None:
         """At RCPT: None when mail for `recipient` may come in by this door, else the refusal."""
         table = self.table
         serves = table.serves(recipient)
         try:
             takes = serves and _takes_mail(await self._directory.agent(recipient))
-        except Unavailable:
-            return TRY_LATER
+        except Unavailable as error:
+            return of_store(error)
         may_leave = serves or door is not Door.STRANGER  # nobody outside sends to somebody else outside through us
         if may_leave and table.may_reach(recipient, lambda address: takes and address == recipient):
             return None
@@ -122,7 +126,8 @@ class Intake:
         arrival: Arrival | None = None
         failure: Exception | None = None
         try:
-            self._check_outbox()
+            if (later := self.pressure.refusal()) is not None:
+                raise Refused(later, "pressure")
             arrival = await self._open(envelope)
             reply = await self._accept(envelope, arrival)
         except Refused as refused:
@@ -130,7 +135,7 @@ class Intake:
         except HeaderTooLarge:
             reply = Reply(552, "5.3.4", "no empty line ends the header within 256 KiB; shorten it")
         except Exception as error:
-            reply, failure = TRY_LATER, error
+            reply, failure = of_store(error), error
         span = arrival.span if arrival else receive(self._tracer, envelope)
         if not reply.accepted:
             _log_refusal(span, reply, failure)
@@ -150,11 +155,6 @@ class Intake:
         return await append.append(self._store, self.settings.node, owner, folder, upload, flags, internal_ms, span)
 
     # ── the way of a message ─────────────────────────────────────────────────────────────────────────────────────────
-
-    def _check_outbox(self) -> None:
-        """The log must keep up with the mail: what cannot be proved soon is not accepted now."""
-        if self._outbox_age() > self.settings.audit.max_lag:
-            raise Refused(Reply(451, "4.3.2", "the audit log is behind; send the message again in a minute"), "audit")
 
     async def _open(self, envelope: Envelope) -> Arrival:
         """Read it once, find what it answers, choose the trace it continues, and begin the span."""
@@ -225,13 +225,27 @@ class Intake:
         known = _known(envelope, message, routes, verdict)
         size = envelope.upload.size
         row = accepted(settings.node, message, arrival.octets, arrival.span, size, known, AUTH[envelope.door])
-        outcomes = await commit(self._store, settings.node, message, planned.firsts, row, arrival.span, once=promise)
+        await self._check_queue(planned)
+        with self.pressure.committing():
+            outcomes = await commit(
+                self._store, settings.node, message, planned.firsts, row, arrival.span, once=promise
+            )
         ACCEPTED[envelope.door].add()
         SIZE[envelope.door].record(size)
         if envelope.reports:
             await self._tell(message, outcomes, arrival.span)
         # Signed here: the store's thread would wait for the loop after each signature, and with it the whole group.
         return self._receipt(message, arrival.octets, leaf_hash(row.leaf))
+
+    async def _check_queue(self, planned: Plan) -> None:
+        """While the queue is full nothing is taken that may have to wait. Raises Refused."""
+        full = self.pressure.queue_refusal()
+        if full is None:
+            return
+        for target in (first.target for first in planned.firsts):
+            agent = await self._directory.agent(target.address) if target.transport == "mailbox" else None
+            if agent is None or agent.max_unacked is not None or agent.quota is not None:
+                raise Refused(full, "queue")
 
     async def _repeat(self, envelope: Envelope, arrival: Arrival, eid: str) -> Reply:
         """It was accepted before: the first answer again. That this was asked is an event of the first message."""
@@ -399,7 +413,7 @@ class Intake:
             # A refusal that cannot be recorded is not made: the peer asks again later.
             _log_refusal(arrival.span, refused.reply, error)
             appended(arrival.span, row, began_ns, error="unavailable")
-            return TRY_LATER
+            return of_store(error)
         appended(arrival.span, row, began_ns)
         return refused.reply
 

@@ -37,7 +37,7 @@ MAX_REPLIES = 256
 """Replies gathered before they are written at the latest: a peer that does not read them must be noticed in time."""
 
 STOPPING = (421, "4.3.2", "the node is stopping")
-TOO_MANY = b"421 4.7.0 too many connections from your address\r\n"
+TOO_MANY = b"421 4.7.0 too many connections from your address; come again later\r\n"
 
 
 class SMTP(aiosmtpd.smtp.SMTP):
@@ -300,7 +300,7 @@ class Server(Listener[SMTP]):
     """All SMTP listeners of a process and their connections."""
 
     def __init__(self, door: Door, context: ssl.SSLContext) -> None:
-        super().__init__(context, door.settings.max_connections_per_address, TOO_MANY)
+        super().__init__(context, door.settings.max_connections_per_address, TOO_MANY, door.pace)
         self.door = door
 
     def connect(self, host: str, port: int) -> SMTP:

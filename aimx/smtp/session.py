@@ -30,6 +30,8 @@ from aimx.identity.agents import Denied, Directory, Granted, SignInDialog
 from aimx.identity.sasl import MECHANISMS, Challenge
 from aimx.identity.sender import envelope_refusal
 from aimx.intake.envelope import Envelope, HeaderTooLarge, Reply, SpanEvent, Upload
+from aimx.intake.pressure import of_store
+from aimx.rate import Rate
 from aimx.smtp import parameters
 from aimx.smtp.address import BadParameter, BadPath, Path, parse_path
 from aimx.smtp.budget import ByteBudget
@@ -62,6 +64,9 @@ class Intake(Protocol):
 
     def upload(self) -> Upload:
         """A place for one message's octets."""
+
+    def admit(self, agent: str) -> Reply | None:
+        """A refusal to be given at MAIL, or None."""
 
     async def check_recipient(self, recipient: str) -> Reply | None:
         """A refusal to be given at RCPT, or None."""
@@ -99,6 +104,8 @@ class Door:
     directory: Directory
     intake: Intake
     budget: ByteBudget
+    pace: Rate | None = None
+    """How fast an address may connect."""
     counters: Counters = field(default_factory=Counters)
     clear_ehlo: bytes = b""
     secure_ehlo: bytes = b""
@@ -271,11 +278,12 @@ class Session:
                     log.warning("the store is unavailable", extra=said)
                 else:
                     log.error("SMTP session failed", exc_info=error, extra=said)
+                reply = of_store(error) if isinstance(error, Unavailable) else INTERNAL
                 if self._receiver.in_data and self._transaction:
                     # Answering now would put this reply in the place of the one to the final dot.
-                    self._transaction.refusal = INTERNAL
+                    self._transaction.refusal = reply
                 else:
-                    self._say(*INTERNAL)
+                    self._say(*reply)
 
     # ── commands ──
 
@@ -444,6 +452,8 @@ class Session:
         refusal = envelope_refusal(path.address, agent.address)
         if refusal is not None:
             raise Refused(550, "5.7.1", refusal)
+        if (later := self._door.intake.admit(agent.address)) is not None:
+            raise Refused(*later)
         self._transaction = Transaction(path.address, asked, time.time_ns())
         self._transaction.events, self._early = self._early, []
         self.progress += 1

@@ -54,6 +54,14 @@ class Unavailable(StoreError):
     """The store cannot commit now (disk full, locked, gone). Nothing was written; the same call may succeed later."""
 
 
+class Full(Unavailable):
+    """There is no room where the store writes: a disk, a tablespace, a role's limit."""
+
+
+class Busy(Unavailable):
+    """It has more to do than it can: no connection was free in time, another process holds the file."""
+
+
 class Held(StoreError):
     """A legal hold forbids it. The text names the hold."""
 
@@ -126,7 +134,8 @@ class EventRow:
 @dataclass(slots=True)
 class StoredEvent:
     seq: int
-    """Number in this store; within a call they rise. Where many processes write, a lower one may become visible later."""
+    """Number in this store; within a call they rise. Where many processes write, a lower one may become visible
+    later."""
     row: EventRow
     index: int | None
     """Place in the log; None while it waits in the outbox."""

@@ -338,6 +338,8 @@ METRICS: tuple[MetricSpec, ...] = (
         "aimx.destination.circuit.opened", "{time}", ("transport",), "A destination failed and is left alone a while."
     ),
     _gauge("aimx.destination.circuits", "{destination}", ("state",), "Destinations that are left alone or probed."),
+    # reason: audit, disk, store, queue, agent
+    _counter("aimx.pressure.refusals", "{refusal}", ("reason",), "Temporary refusals because it was too much."),
     _gauge("aimx.queue.depth", "{delivery}", ("transport",), "Deliveries waiting."),
     _gauge("aimx.queue.oldest_age", "s", (), "How long the oldest waiting delivery has been due."),
     _gauge("aimx.smtp.sessions", "{session}", (), "Open SMTP sessions."),

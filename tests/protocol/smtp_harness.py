@@ -81,6 +81,9 @@ class RecordingIntake:
     def upload(self) -> Upload:
         return Upload(self.store)  # type: ignore[arg-type]
 
+    def admit(self, agent: str) -> Reply | None:
+        return None
+
     async def check_recipient(self, recipient: str) -> Reply | None:
         if recipient.rpartition("@")[2] != DOMAIN:
             return Reply(550, "5.7.1", "not relayed")

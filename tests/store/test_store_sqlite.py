@@ -16,6 +16,7 @@ import pytest
 from aimx.store.contract import (
     AlreadyExists,
     Buffered,
+    Busy,
     Hold,
     MailboxKey,
     MessageFilter,
@@ -324,7 +325,7 @@ async def test_another_process_that_holds_the_lock_makes_it_unavailable_for_a_wh
     other.execute("BEGIN IMMEDIATE")
     calls = [store.accept(new_message(), [new_target(BOB)], nothing) for _ in range(5)]
     results = await asyncio.gather(*calls, return_exceptions=True)
-    assert [type(result) for result in results] == [Unavailable] * 5
+    assert [type(result) for result in results] == [Busy] * 5
     assert await store.agent(BOB) is not None  # readers wait for no writer
     other.execute("ROLLBACK")
     other.close()

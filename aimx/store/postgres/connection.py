@@ -9,7 +9,7 @@ from typing import Any, TypeAlias, TypeVar
 
 import asyncpg
 
-from aimx.store.contract import AlreadyExists, NotFound, StoreError, Unavailable
+from aimx.store.contract import AlreadyExists, Busy, Full, NotFound, StoreError, Unavailable
 
 log = logging.getLogger(__name__)
 
@@ -83,6 +83,10 @@ def refusal(error: BaseException) -> BaseException:
         return AlreadyExists("an id or name is taken")
     if isinstance(error, asyncpg.ForeignKeyViolationError):
         return NotFound("there is no such agent (any more)")
+    if isinstance(error, asyncpg.DiskFullError):
+        return Full("the database has no room left")
+    if isinstance(error, asyncpg.TooManyConnectionsError):
+        return Busy("the database takes no more connections")
     if is_blocked(error):
         return Unavailable("the database cannot be written or read now")
     return error
@@ -118,7 +122,7 @@ class Pool:
             async with asyncio.timeout(WAIT_S):
                 await self._room.acquire()
         except TimeoutError:
-            raise Unavailable("all connections to the database are busy") from None
+            raise Busy("all connections to the database are busy") from None
         try:
             db = await self._take()
             try:

@@ -97,10 +97,22 @@ def _place(once: Once) -> Place:
     return once.agent, storable(once.key)
 
 
-async def sweep(tx: Tx, now_ms: int, limit: int) -> None:
-    await tx.db.execute(
+async def repeated(db: Db, once: Once, now_ms: int) -> str | None:
+    eid: str | None = await db.fetchval(
+        "SELECT eid FROM once WHERE agent = $1 AND key = $2 AND digest = $3 AND until_ms > $4",
+        *_place(once),
+        once.digest,
+        now_ms,
+    )
+    return eid
+
+
+async def sweep(tx: Tx, now_ms: int, limit: int) -> bool:
+    """Whether there may be more."""
+    done: str = await tx.db.execute(
         "DELETE FROM once WHERE (agent, key) IN (SELECT agent, key FROM once WHERE until_ms <= $1"
         " ORDER BY agent, key LIMIT $2 FOR UPDATE SKIP LOCKED)",
         now_ms,
         limit,
     )
+    return done == f"DELETE {limit}"

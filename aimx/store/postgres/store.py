@@ -49,11 +49,11 @@ from aimx.store.postgres import (
     lookup,
     mailboxes,
     nodes,
-    once,
     queue,
     schemas,
     search,
 )
+from aimx.store.postgres import once as keys
 from aimx.store.postgres.acceptance import Acceptance, Acceptor
 from aimx.store.postgres.connection import Pool
 from aimx.store.postgres.groups import Groups
@@ -66,7 +66,7 @@ from aimx.store.search import Ranges, SearchKey
 T = TypeVar("T")
 POOL = 10
 """Connections of one process, beside one that commits acceptances and one for notifications."""
-SWEPT = 1_000
+SWEPT, SWEEPS = 1_000, 50
 """Idempotency keys dropped by one call of `sweep`."""
 TEND_S = 1.0
 r"""How often the table learns which messages are not \Recent any more."""
@@ -194,6 +194,9 @@ class PostgresStore:
     ) -> list[Outcome]:
         outcomes: list[Outcome] = await self._acceptances.submit(Acceptance(message, targets, witness, settles, once))
         return outcomes
+
+    async def repeated(self, once: Once, now_ms: int) -> str | None:
+        return await self._pool.read(lambda db: keys.repeated(db, once, now_ms))
 
     # the queue
     async def claim(
@@ -365,7 +368,9 @@ class PostgresStore:
 
     # housekeeping and nodes
     async def sweep(self, now_ms: int) -> None:
-        await self._write(lambda tx: once.sweep(tx, now_ms, SWEPT))
+        for _ in range(SWEEPS):
+            if not await self._write(lambda tx: keys.sweep(tx, now_ms, SWEPT)):
+                break
         await self._write(lambda tx: nodes.sweep(tx, now_ms))
 
     async def beat(self, record: NodeRecord) -> bool:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from aimx.failpoint import reach
-from aimx.store.contract import AlreadyExists, Topic, Unavailable
+from aimx.store.contract import AlreadyExists, Busy, Full, Topic, Unavailable
 from aimx.store.sqlite.checkpoint import Checkpointer
 from aimx.store.sqlite.connection import connect
 
@@ -49,12 +49,22 @@ def is_blocked(error: BaseException) -> bool:
     return isinstance(error, sqlite3.Error) and (getattr(error, "sqlite_errorcode", 0) & 0xFF) in _BLOCKED
 
 
+def blocked(error: BaseException) -> Unavailable:
+    match getattr(error, "sqlite_errorcode", 0) & 0xFF:
+        case sqlite3.SQLITE_FULL:
+            return Full("no room is left for mail.db")
+        case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
+            return Busy("another process writes mail.db")
+        case _:
+            return Unavailable("mail.db cannot be written or read now")
+
+
 def refusal(error: Exception) -> Exception:
     """The contract's error for one of SQLite's, without its text: that may hold data."""
     if isinstance(error, sqlite3.IntegrityError):
         return AlreadyExists("an id or name is taken")
     if is_blocked(error):
-        return Unavailable("mail.db cannot be written or read now")
+        return blocked(error)
     return error
 
 
@@ -91,6 +101,11 @@ class Verdict(NamedTuple):
 
 class _Lost(Exception):
     """The transaction is gone; nothing of it was written."""
+
+    def __init__(self, why: Exception, *, begun: bool) -> None:
+        self.why = why
+        self.begun = begun
+        """Else there was not even a beginning, so that trying one by one is in vain."""
 
 
 class Writer:
@@ -178,8 +193,8 @@ class Writer:
         try:
             verdicts, topics = self._transaction(jobs)
         except _Lost as lost:
-            if len(jobs) == 1 or lost.__cause__ is None:
-                self._answer([Verdict(job, None, Unavailable("mail.db cannot be written now")) for job in jobs], set())
+            if len(jobs) == 1 or not lost.begun:
+                self._answer([Verdict(job, None, blocked(lost.why)) for job in jobs], set())
             else:
                 for job in jobs:
                     self._commit([job])
@@ -187,14 +202,14 @@ class Writer:
         self._answer(verdicts, topics)
 
     def _transaction(self, jobs: list[Job]) -> tuple[list[Verdict], set[Topic]]:
-        """Raises _Lost; without a cause if there was not even a beginning, so that trying one by one is in vain."""
+        """Raises _Lost."""
         try:
             db = self._connection()
             db.execute("BEGIN IMMEDIATE")
         except sqlite3.Error as error:
             self._complain("cannot begin a commit", error)
             self._drop_connection()
-            raise _Lost from None
+            raise _Lost(error, begun=False) from error
         try:
             tx = Tx(db)
             items = [job for job in jobs if job.work is None]
@@ -210,7 +225,7 @@ class Writer:
                 self._complain("commit failed", error)
             else:
                 log.exception("store: commit failed")
-            raise _Lost from error
+            raise _Lost(error, begun=True) from error
         return verdicts, tx.topics
 
     def _items(self, tx: Tx, jobs: list[Job]) -> list[Verdict]:
