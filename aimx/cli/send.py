@@ -94,7 +94,7 @@ async def _rehearsed(me: AsyncClient, recipients: list[str], value: object, opti
     found = await me.request(recipients, value, timeout=REPORT_S, trace_only=True, **options)
     header, body = HeaderBlock.parse(found.raw)
     said = next(leaf for leaf in leaves(header, found.raw[body:]) if leaf.content_type == "text/plain")
-    return {"report": found.payload, "text": said.data().decode()}
+    return {"report": found.payload, "text": said.data().decode().replace("\r\n", "\n").rstrip()}
 
 
 def _payload(octets: bytes, codec: Codec | None) -> object:

@@ -83,8 +83,9 @@ def _lines(found: "Graph") -> Iterator[tuple[str, str]]:
     width = max((len(short(edge.sender)) + len(short(edge.recipient)) for edge in found.edges), default=0) + 3
     for edge in found.edges:
         yield _edge(edge, f"{short(edge.sender)} → {short(edge.recipient)}".ljust(width), most)
-    for text in found.warnings:
-        yield f"⚠ {harmless(text)}", "yellow"
+    for warned in found.warnings:
+        often = "once" if warned.times == 1 else f"{warned.times} times"
+        yield f"⚠ {warned.rule}: warned {often}, up to {warned.highest}; it warns from {warned.limit} on", "yellow"
     for stop in found.stops:
         yield from _stop(stop, found.started_ms, short)
 

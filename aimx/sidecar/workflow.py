@@ -40,6 +40,17 @@ class Stop:
 
 
 @dataclass(slots=True)
+class Warned:
+    """What the loop guard warned of, and let through."""
+
+    rule: str
+    times: int
+    highest: int
+    limit: int
+    """From which it warns."""
+
+
+@dataclass(slots=True)
 class Graph:
     """`messages` and `depth` count what was accepted; times are Unix milliseconds."""
 
@@ -53,8 +64,8 @@ class Graph:
     edges: list[Edge]
     """Busiest first."""
     stops: list[Stop]
-    warnings: list[str]
-    """The loop guard's, each once."""
+    warnings: list[Warned]
+    """One for each rule."""
     truncated: bool = field(default=False)
 
     def as_json(self) -> dict[str, Any]:
@@ -76,7 +87,6 @@ def graph(timeline: Timeline) -> Graph:
             edge.retries += retries.get(recipient, 0)
             edge.deepest = max(edge.deepest, entry.depth or 0)
             edge.last_ms = entry.t_ms
-    warned = [step.text for entry in entries for step in entry.steps if step.kind == "warned"]
     return Graph(
         workflows=timeline.workflows,
         trace_ids=timeline.trace_ids,
@@ -87,13 +97,27 @@ def graph(timeline: Timeline) -> Graph:
         agents=list(dict.fromkeys(name for edge in edges.values() for name in (edge.sender, edge.recipient))),
         edges=sorted(edges.values(), key=lambda edge: (-edge.messages, edge.first_ms)),
         stops=[_stop(entry, by_id) for entry in entries if not entry.stored],
-        warnings=list(dict.fromkeys(warned)),
+        warnings=_warnings(entries),
         truncated=timeline.truncated,
     )
 
 
 def _reached(entry: Entry) -> list[str]:
     return [copy.address for copy in entry.copies] or entry.recipients
+
+
+def _warnings(entries: list[Entry]) -> list[Warned]:
+    found: dict[str, Warned] = {}
+    for entry in entries:
+        for step in entry.steps:
+            loop = step.detail.get("loop")
+            if step.kind != "warned" or not isinstance(loop, dict):
+                continue
+            rule, count, limit = str(loop.get("rule")), loop.get("count"), loop.get("limit")
+            warned = found.setdefault(rule, Warned(rule, 0, 0, limit if isinstance(limit, int) else 0))
+            warned.times += 1
+            warned.highest = max(warned.highest, count if isinstance(count, int) else 0)
+    return list(found.values())
 
 
 def _stop(entry: Entry, by_id: dict[str, Entry]) -> Stop:

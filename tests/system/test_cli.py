@@ -182,6 +182,7 @@ def test_a_dry_run_prints_what_would_become_of_it(node: NodeProcess, new_agent: 
     text = node.aimx("send", other.name, "1", "--trace-only", environ={"AIMX_URL": account.url}).stdout
     assert "nothing was delivered" in text
     assert f"copy for {other.address}: delivered" in text
+    assert "\\x0d" not in text
     report = as_json(
         node, "send", f"{other.name},{account.name}", "1", "--trace-only", environ={"AIMX_URL": account.url}
     )
@@ -209,12 +210,25 @@ def test_a_workflow_is_drawn_with_where_it_was_stopped(node: NodeProcess, new_ag
     assert "raise max_alternations" in drawn
     found = as_json(node, "workflow", "show", "tennis  [2J")
     assert [(edge["messages"], edge["refused"]) for edge in found["edges"]] == [(6, 1), (6, 0)]
+    assert found["warnings"] == []
     (stop,) = found["stops"]
     assert (stop["rule"], stop["count"], stop["limit"]) == ("alternations", 12, 12)
     assert stop["ring"] == [side.address for side in sides]
     by_trace = as_json(node, "workflow", "show", found["trace_ids"][0])
     assert by_trace["edges"] == found["edges"]
     assert "no message names the workflow" in refused(node, "workflow", "show", "nothing-of-that-name")
+
+
+def test_a_workflow_says_of_what_it_was_warned(node: NodeProcess, new_agent: NewAgent) -> None:
+    account, last = new_agent(), ""
+    with node.smtp(account) as client:
+        for number in range(5):
+            head = f"From: {account.address}\r\nMessage-ID: <w{number}@x>\r\nX-Workflow-ID: echo\r\n{last}"
+            client.sendmail(account.address, [account.address], f"{head}\r\nnote to self\r\n")
+            last = f"In-Reply-To: <w{number}@x>\r\n"
+    found = as_json(node, "workflow", "show", "echo")
+    assert found["warnings"] == [{"rule": "repeats", "times": 2, "highest": 4, "limit": 3}]
+    assert "repeats: warned 2 times, up to 4" in node.aimx("workflow", "show", "echo").stdout
 
 
 def test_a_refusal_is_one_line(node: NodeProcess, new_agent: NewAgent) -> None:
