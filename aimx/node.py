@@ -48,6 +48,7 @@ from aimx.identity.agents import Directory
 from aimx.identity.certificate import Certificates
 from aimx.imap import server as imap
 from aimx.intake.intake import Intake
+from aimx.intake.post import Post, Taken, correspondents
 from aimx.intake.report import Reporter
 from aimx.listener import bind as bind_listener
 from aimx.rate import rate_of_minute
@@ -234,7 +235,12 @@ class Node:
         anchors, witness = self._open_anchors(folder)
         if anchors is not None:
             asked = outsiders(settings.audit, reader, anchors)
+            post = await self._open_post(witness, tracer)
+            if post is not None:
+                asked += correspondents(settings.audit, reader, post)
             anchoring = Anchoring(asked, reader, anchors, store, node=settings.node, tracer=tracer)
+            if post is not None:
+                post.confirm = anchoring.confirm
             anchoring.start()
             self._stack.push_async_callback(anchoring.stop)
         sidecar = SidecarContext(
@@ -289,12 +295,25 @@ class Node:
         if not (audit.witness or audit.cosign or audit.mail_to or audit.timestamp):
             return None, None
         logs = cosigned_logs(audit)
-        anchors = open_anchors(folder)
+        anchors = open_anchors(folder, audit.database)
         self._stack.callback(anchors.close)
         if not logs:
             return anchors, None
         with needed(folder / "keys"):
             return anchors, Witness(load_key(folder, self.settings.domains[0]), logs, anchors)
+
+    async def _open_post(self, witness: Witness | None, tracer: Tracer) -> Post | None:
+        """The node's own mailbox, where the settings need one."""
+        audit, settings = self.settings.audit, self.settings
+        if not (audit.cosign or audit.mail_to or any(asked.mail for asked in audit.witness.values())):
+            return None
+        post = Post(self._store, self._intake, tracer, node=settings.node, domain=settings.domains[0], witness=witness)
+        try:
+            await post.start()
+        except Taken as error:
+            raise CannotStart(f"audit: {error}") from None
+        self._stack.push_async_callback(post.stop)
+        return post
 
     def _problems(self, sequencer: Sequencer) -> list[str]:
         lag = sequencer.lag_ms / 1000

@@ -20,12 +20,13 @@ import httpx
 from aimx.audit import events, timestamp
 from aimx.audit.anchors import Anchor, Anchors, Kind
 from aimx.audit.log import LogError, Reader
+from aimx.audit.standing import Trust
 from aimx.audit.witness import read_key
 from aimx.config import Audit, SettingError
 from aimx.store.contract import EventRow, SpanRef, StoreError
 from aimx.telemetry import metrics
 from aimx.telemetry.span import CLIENT, Span, Tracer
-from aimx.tlog import checkpoint, note, witness
+from aimx.tlog import checkpoint, note, policy, witness
 from aimx.tlog.checkpoint import Checkpoint
 from aimx.tlog.errors import FormatError, ProofError
 from aimx.tlog.note import Note, Verified, Verifier
@@ -207,6 +208,23 @@ def witness_key(name: str, vkey: str) -> Verifier:
         raise SettingError(str(error)) from None
 
 
+def trust_of(settings: Audit, log: Verifier) -> Trust:
+    """Whose word counts by the settings: their policy, else most of their witnesses. Raises SettingError."""
+    roots = settings.timestamp.ca if settings.timestamp is not None else None
+    try:
+        if settings.policy is not None:
+            found = policy.parse(settings.policy.read_bytes())
+        else:
+            known = {name: witness_key(name, asked.vkey) for name, asked in settings.witness.items()}
+            found = policy.of_witnesses(log, known)
+    except (OSError, FormatError) as error:
+        raise SettingError(f"audit.policy: {str(settings.policy)!r} cannot be used: {error}") from None
+    try:
+        return Trust(found, b"" if roots is None else roots.read_bytes())
+    except OSError as error:
+        raise SettingError(f"audit.timestamp.ca: {str(roots)!r} cannot be used: {error}") from None
+
+
 class TimestampAuthority:
     """A time stamp over the newest checkpoint (RFC 3161 over HTTP, §3.4)."""
 
@@ -349,7 +367,7 @@ class Anchoring:
             if anchor is not None:
                 await self._keep(anchor, SpanRef(span.trace_id, span.span_id))
                 course.anchored_ms = anchor.t_ms
-            course.size = signed.checkpoint.size
+                course.size = signed.checkpoint.size
         except Failed as failed:
             outcome = failed.outcome
             span.error(failed.outcome)

@@ -271,3 +271,49 @@ def check_receipt(
     if not found.valid:
         sys.exit(ALTERED)
     sys.exit(SUPPRESSED if found.state == "SUPPRESSED" else 0)
+
+
+@audit.command("check-mail", short_help="Compare all checkpoints that were mailed to you.")
+@click.argument("mbox", type=click.Path(path_type=Path, exists=True))
+@click.option(
+    "--vkeys",
+    type=click.Path(path_type=Path, dir_okay=False, exists=True),
+    help="The log's verifier keys. [default: the folder's, or the export's]",
+)
+@click.option(
+    "--bundle", type=click.Path(path_type=Path, file_okay=False, exists=True), help="Hold them against this export."
+)
+@click.option("--alone", is_flag=True, help="Only compare them with each other; needs --vkeys.")
+@json_option
+@data_option
+def check_mail(mbox: Path, vkeys: Path | None, bundle: Path | None, alone: bool, as_json: bool, data: Path) -> None:
+    """Compare every checkpoint in MBOX (an mbox file, a Maildir, one mail) with each other and with the log.
+
+    CONSISTENT: all are states of one history. FORKED: two contradict each other. ALTERED: one contradicts the log. Both
+    are proved by the notes that are printed. UNCHECKED: no log was at hand to compare different sizes by.
+
+    Exit codes: 0; 1 it could not be checked; 3 FORKED or ALTERED, or a checkpoint that the log has not signed.
+    """
+    from aimx.audit.mailed import compare
+    from aimx.cli import audit_trust
+
+    if alone and vkeys is None:
+        raise click.UsageError("--alone needs --vkeys")
+    path = vkeys or (bundle / "vkeys" if bundle else data / "audit.vkeys")
+    found = compare(mbox, audit_trust.keys(path), None if alone else audit_trust.logs(bundle, data))
+    sizes = {origin: sorted({size for size, _ in notes}) for origin, notes in found.notes.items()}
+    if as_json:
+        said = {"word": found.word, "mails": found.mails, "checkpoints": found.count, "sizes": sizes}
+        print_json({**said, "wrong": found.contradictions + found.invalid, "evidence": found.evidence})
+    else:
+        good = not (found.contradictions or found.invalid)
+        click.secho(found.word, bold=True, fg="green" if good else "red")
+        click.echo(f"  read      {found.mails} mails, {found.count} different checkpoints")
+        for origin, held in sizes.items():
+            click.echo(f"  log       {origin}: {held[0]} to {held[-1]} leaves")
+        click.echo("".join(f"  WRONG     {text}\n" for text in found.contradictions + found.invalid), nl=False)
+        click.echo("\n".join(found.evidence), nl=False)
+    if found.contradictions or found.invalid:
+        sys.exit(ALTERED)
+    if not found.count:
+        raise Failed(f"there is no checkpoint in {mbox}")

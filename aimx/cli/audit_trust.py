@@ -1,15 +1,17 @@
 """Whose word counts for `aimx audit …`: keys, policies and roots from what the user gives, else from the node."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 from aimx.audit import bundle
-from aimx.audit.anchoring import witness_key
+from aimx.audit.anchoring import trust_of
 from aimx.audit.keys import load_public
+from aimx.audit.log import Reader
 from aimx.audit.place import open_reader, read_anchors
 from aimx.audit.standing import Trust
 from aimx.cli.failure import Failed
+from aimx.cli.folder import settings_of
 from aimx.config import Settings
 from aimx.store.contract import Store, StoredEvent
 from aimx.tlog import policy as policies
@@ -32,18 +34,11 @@ def given(policy: Path | None, roots: Path | None) -> Trust:
 
 def of_node(settings: Settings, data: Path, policy: Path | None = None, roots: Path | None = None) -> Trust:
     """What the user has said, else what the node's settings say. Raises Failed, SettingError, KeyUnusable."""
-    audit = settings.audit
-    policy = policy or audit.policy
-    if policy is not None:
-        found = _read(policy)
-    else:
-        witnesses = {name: witness_key(name, asked.vkey) for name, asked in audit.witness.items()}
-        found = policies.of_witnesses(load_public(data).log, witnesses)
-    roots = roots or (audit.timestamp.ca if audit.timestamp is not None else None)
-    try:
-        return Trust(found, b"" if roots is None else roots.read_bytes())
-    except OSError as error:
-        raise Failed(f"{roots}: {error.strerror}") from None
+    trust = trust_of(settings.audit, load_public(data).log)
+    if policy is not None or roots is not None:
+        own = given(policy, roots)
+        trust = Trust(trust.policy if policy is None else own.policy, own.roots or trust.roots)
+    return trust
 
 
 async def export(folder: Path, settings: Settings, data: Path) -> bundle.Exported:
@@ -54,7 +49,12 @@ async def export(folder: Path, settings: Settings, data: Path) -> bundle.Exporte
     reader = open_reader(data, database)
     try:
         return await asyncio.to_thread(
-            bundle.export, folder, reader, public.all, lambda origin: read_anchors(data, database, origin), trust.policy
+            bundle.export,
+            folder,
+            reader,
+            public.all,
+            lambda origin: read_anchors(data, database, origin),
+            trust.policy,
         )
     finally:
         reader.close()
@@ -76,3 +76,11 @@ def _read(path: Path) -> Policy:
         raise Failed(f"{path}: {error.strerror}") from None
     except FormatError as error:
         raise Failed(f"{path}: {error}") from None
+
+
+def logs(export: Path | None, data: Path) -> Callable[[str], Reader | None]:
+    """The log of an origin: a shard of the export if one is given, else of the node's log."""
+    if export is not None:
+        shards = {reader.described().origin: reader for reader in bundle.shards(export)}
+        return shards.get
+    return open_reader(data, settings_of(data).audit.database).named

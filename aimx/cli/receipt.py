@@ -10,6 +10,7 @@ from typing import NamedTuple
 from aimx.audit import bundle
 from aimx.audit.place import open_reader
 from aimx.cli.failure import Failed
+from aimx.cli.folder import settings_of
 from aimx.sdk.receipt import HttpLog, Receipt, ReceiptInvalid, State, of_reply
 from aimx.tlog.errors import FormatError, ProofError
 from aimx.tlog.inclusion import Fetch
@@ -116,7 +117,7 @@ def _one(keys: list[Verifier], kind: bytes, path: Path, key_id: bytes) -> Verifi
 
 def _folder(data: Path) -> Fetch:
     """The files of a node's own log."""
-    reader = open_reader(data)
+    reader = open_reader(data, settings_of(data).audit.database)
 
     async def fetch(path: str) -> bytes:
         octets: bytes | None

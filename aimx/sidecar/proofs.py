@@ -11,6 +11,7 @@ from typing import Annotated, NamedTuple
 from fastapi import APIRouter, Path, Query, Request
 from fastapi.responses import PlainTextResponse, Response
 
+from aimx.audit.anchoring import trust_of
 from aimx.audit.events import ACCEPTANCE
 from aimx.audit.evidence import event_proofs
 from aimx.audit.log import NotCovered
@@ -50,7 +51,9 @@ async def verify_log(request: Request, here: Here, caller: Admin) -> VerifyRepor
     if lock.locked():
         raise Problem("busy")
     async with lock:
-        report = await verify(here.store, here.settings.data, database=here.settings.audit.database, keys=here.keys())
+        audit = here.settings.audit
+        trust = trust_of(audit, here.keys().log)
+        report = await verify(here.store, here.settings.data, database=audit.database, keys=here.keys(), trust=trust)
     return VerifyReport.model_validate(report.to_json())
 
 

@@ -152,3 +152,48 @@ def test_an_open_door_for_requests_only(pair: tuple[NodeProcess, NodeProcess]) -
     with witness, httpx.Client(verify=witness.tls(), base_url=witness.ready["http"]) as client:
         assert client.post("/add-checkpoint", content=b"old 0\n\nnobody\n0\nAAAA\n").status_code == 400
         assert client.get("/v1/messages").status_code == 401
+
+
+def test_requests_and_answers_go_by_mail_and_checkpoints_reach_a_mailbox_elsewhere(tmp_path: Path) -> None:
+    """Both roles on one node: what is mailed goes through its intake, its delivery and its own mailbox."""
+    node = NodeProcess(tmp_path / "node")
+    with node:
+        auditor = node.add_agent("auditor")
+    node.configure(f'[audit]\nmail_every = "1s"\nmail_to = ["{auditor.address}"]\n' + cosigns(node))
+    with node:
+        witness = f'[audit.witness.self]\nmail = "witness@fabric.local"\nvkey = "{witness_vkey(node)}"\n'
+    node.configure(node.config + witness)
+    with node:
+        until(lambda: any(kind == "witness" for kind, *_ in anchors(node)), "a cosignature by mail")
+        text = next(text for kind, _, _, text in anchors(node) if kind == "witness")
+        keys = note.Verifier.parse(log_vkey(node)), note.Verifier.parse(witness_vkey(node))
+        assert len(checkpoint.open_signed(text, keys[0], keys[1:]).signatures) == 2
+        until(lambda: sum(kind == "mail" for kind, *_ in anchors(node)) >= 1, "a checkpoint on its way")
+        until(lambda: len(node.bodies(auditor)) >= 2, "two checkpoints in the auditor's mailbox")
+        mails = node.bodies(auditor)
+        verdict = json.loads(node.aimx("audit", "verify", "--json").stdout)
+        assert verdict["words"][-1] == "WITNESSED 1/1", verdict
+        assert node.aimx("audit", "verify", "--require", "witnessed", "--within", "1h").returncode == 0
+        nobody = node.aimx("audit", "verify", "--require", "witnessed", "--within", "1ms", check=False)
+        assert nobody.returncode == 5
+    kept = tmp_path / "mbox"
+    kept.write_bytes(b"".join(b"From auditor\n" + mail.replace(b"\r\n", b"\n") + b"\n" for mail in mails))
+    found = json.loads(node.aimx("audit", "check-mail", str(kept), "--json").stdout)
+    assert (found["word"], found["mails"] >= 2, found["checkpoints"] >= 2) == ("CONSISTENT", True, True)
+    alone = node.aimx("audit", "check-mail", str(kept), "--alone", "--vkeys", str(node.data / "audit.vkeys"))
+    assert alone.stdout.startswith("UNCHECKED")
+    # Another history, signed with the right key: somebody kept a mail that says otherwise.
+    signer = note.Signer.parse((node.data / "keys" / "log.key").read_text())
+    size = found["sizes"][signer.verifier.name][0]
+    forged = checkpoint.sign(checkpoint.Checkpoint(signer.verifier.name, size, b"\x07" * 32), [signer])
+    other = tmp_path / "other.eml"
+    other.write_bytes(
+        b"Content-Type: text/plain; charset=utf-8\nContent-Transfer-Encoding: 8bit\n\n" + str(forged).encode()
+    )
+    kept.write_bytes(kept.read_bytes() + b"From auditor\n" + other.read_bytes() + b"\n")
+    done = node.aimx(
+        "audit", "check-mail", str(kept), "--alone", "--vkeys", str(node.data / "audit.vkeys"), check=False
+    )
+    assert (done.returncode, done.stdout.split("\n")[0]) == (3, "FORKED")
+    done = node.aimx("audit", "check-mail", str(other), check=False)
+    assert (done.returncode, done.stdout.split("\n")[0]) == (3, "ALTERED")
