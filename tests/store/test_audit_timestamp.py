@@ -1,4 +1,4 @@
-"""RFC 3161 time stamps: a real authority made with `openssl ts`, asked over HTTP, its stamps checked by us and by it."""
+"""RFC 3161 time stamps: a real authority, made with `openssl ts`, asked over HTTP; we and openssl check its stamps."""
 
 import shutil
 import subprocess
@@ -26,7 +26,6 @@ serial = serial
 crypto_device = builtin
 signer_cert = tsa.pem
 signer_key = tsa.key
-certs = ca.pem
 default_policy = 1.2.3.4.1
 digests = sha256
 signer_digest = sha256
