@@ -16,6 +16,7 @@ import signal
 import socket
 import subprocess
 import tempfile
+import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -171,8 +172,10 @@ def _is_root() -> bool:
 
 
 def _as_postgres() -> list[str]:
-    """PostgreSQL refuses to run as root. It ends with who started it."""
-    command = ["setpriv", "--pdeathsig=QUIT"]
+    """PostgreSQL refuses to run as root. It ends with the thread that started it, if that is the main one."""
+    command = ["setpriv"]
+    if threading.current_thread() is threading.main_thread():
+        command += ["--pdeathsig=QUIT"]
     if _is_root():
         account = pwd.getpwnam(SUPERUSER)
         command += [f"--reuid={account.pw_uid}", f"--regid={account.pw_gid}", "--clear-groups"]

@@ -18,6 +18,7 @@ _COMMANDS = {
     "workflow": "Draw a workflow: who wrote to whom, how often, where it was stopped.",
     "audit": "The tamper-evident log: verify it, prove one message.",
     "queue": "Deliveries that wait: list, show, retry, hold, release, drop.",
+    "db": "The PostgreSQL database that nodes share: init, migrate.",
     "doctor": "Check that a node is in good health.",
     "route": "Explain what the rules do with a message.",
     "schema": "Protocol Buffers types, so that payloads can be shown.",

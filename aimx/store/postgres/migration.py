@@ -5,8 +5,8 @@ from importlib.resources import files
 
 import asyncpg
 
-from aimx.store.contract import StoreError
-from aimx.store.postgres.connection import MINIMUM, SCHEMA, Db, connect, refusal
+from aimx.store.contract import StoreError, Unavailable
+from aimx.store.postgres.connection import MINIMUM, SCHEMA, Db, connect, is_blocked, refusal
 
 OWNER = "aimx_owner"
 """Whom the schema belongs to where `aimx db init` made the roles."""
@@ -55,8 +55,10 @@ def reason(error: Exception) -> BaseException:
             return StoreError("this user may not connect to the database")
         case asyncpg.ClientConfigurationError() | ValueError():
             return StoreError("the address is no PostgreSQL URL")
+        case _ if is_blocked(error):
+            return Unavailable("the database cannot be reached")
         case _:
-            return refusal(error)
+            return error
 
 
 async def _migrate(db: Db, steps: list[Step]) -> int:

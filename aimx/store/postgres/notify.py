@@ -22,12 +22,14 @@ LOOK_S = 1.0
 MOST = 500
 """Topics in one NOTIFY: it holds 8,000 octets."""
 
+GONE = -1
+"""MODSEQ of a mailbox that is no more."""
+
 _LETTERS: dict[str, Topic] = {"q": "queue", "e": "events", "a": "agents"}
 _NAMES = {name: letter for letter, name in _LETTERS.items()}
 
-# Sequences tell that rows were made, also by transactions still under way: their topics count as changed for two looks.
 _COUNTERS = """
-SELECT (SELECT last_value FROM delivery_id), (SELECT last_value FROM event_seq),
+SELECT (SELECT last_value + is_called::int FROM delivery_id), (SELECT last_value + is_called::int FROM event_seq),
     (SELECT value FROM counter WHERE name = 'agents')
 """
 _COUNTED: tuple[Topic, ...] = ("queue", "events", "agents")
@@ -49,7 +51,9 @@ class Notifier:
         self._task: asyncio.Task[None] | None = None
         self._complain = Complaint()
         self._seen: dict[Topic, int] = {}
+        """Numbers at the last look."""
         self._unsettled: set[Topic] = set()
+        """Counters that had moved then: the transaction that moved them may have been still under way."""
 
     def subscribe(self, topic: Topic, callback: Callable[[], None]) -> Callable[[], None]:
         token = object()
@@ -87,7 +91,9 @@ class Notifier:
 
     # ── the line to the others ──────────────────────────────────────────────────────────────────────────────────────
 
-    def start(self) -> None:
+    async def start(self) -> None:
+        """Returns when the line stands. Raises what asyncpg raises."""
+        await self._dial()
         self._task = asyncio.create_task(self._run(), name="aimx-store-notify")
 
     async def close(self) -> None:
@@ -109,29 +115,32 @@ class Notifier:
     async def _run(self) -> None:
         while True:
             try:
-                await self._talk()
+                await self._talk(self._db or await self._dial())
             except Exception as error:
                 self._complain("no word from the other nodes", error)
                 self._hang_up()
                 await asyncio.sleep(LOOK_S)
 
-    async def _talk(self) -> None:
-        """Raises when the connection is lost."""
+    async def _dial(self) -> Db:
         db = await connect(self._url, self._name, synchronous_commit="off")  # what it writes is only said
         await db.add_listener(CHANNEL, self._heard)
         self._db = db
         self._seen.clear()
         self._call(list(self._subscribers))  # nobody knows what was said meanwhile
+        return db
+
+    async def _talk(self, db: Db) -> None:
+        """Raises when the connection is lost."""
         loop = asyncio.get_running_loop()
-        next_look = loop.time() + LOOK_S
+        next_look = loop.time()
         while True:
+            if loop.time() >= next_look:
+                await self._look(db)
+                next_look = loop.time() + LOOK_S
             with suppress(TimeoutError):
                 async with asyncio.timeout_at(next_look):
                     await self._to_send.wait()
             await self._send()
-            if loop.time() >= next_look:
-                await self._look(db)
-                next_look = loop.time() + LOOK_S
 
     async def _send(self) -> None:
         self._to_send.clear()
@@ -158,20 +167,17 @@ class Notifier:
     # ── what was missed ─────────────────────────────────────────────────────────────────────────────────────────────
 
     async def _look(self, db: Db) -> None:
-        changed: set[Topic] = set()
+        numbers: dict[Topic, int] = {}
         if any(topic in self._subscribers for topic in _COUNTED):
-            numbers = dict(zip(_COUNTED, await db.fetchrow(_COUNTERS), strict=True))
-            changed |= self._unsettled
-            self._unsettled = self._differing(numbers)
-            changed |= self._unsettled
+            counters = zip(_COUNTED, await db.fetchrow(_COUNTERS), strict=True)
+            numbers |= {topic: number for topic, number in counters if topic in self._subscribers}
         if self._mailboxes:
             asked = dict(self._mailboxes)
             rows = {row[0]: row[1] for row in await db.fetch(_MAILBOXES, list(asked))}
-            changed |= self._differing({key: rows.get(number, -1) for number, key in asked.items()})
-        self._call(changed)
-
-    def _differing(self, numbers: dict[Topic, int]) -> set[Topic]:
-        """Those that are not as they were at the last look."""
-        changed = {topic for topic, number in numbers.items() if self._seen.get(topic, number) != number}
-        self._seen.update(numbers)
-        return changed
+            numbers |= {key: rows.get(number, GONE) for number, key in asked.items()}
+        # Who has just subscribed may have missed something between its last reading and this look.
+        new = numbers.keys() - self._seen.keys()
+        moved = {topic for topic, number in numbers.items() if self._seen.get(topic, number) != number}
+        self._seen |= numbers
+        self._call(new | moved | self._unsettled)
+        self._unsettled = moved.intersection(_COUNTED)

@@ -97,7 +97,7 @@ class PostgresStore:
         self._writer = Writer(self._pool, self._notifier.changed)
         self._number = await self._write(lambda tx: nodes.number(tx, self._owner + " guest" * self._guest))
         self._acceptances = Groups(Writer(self._own, self._notifier.changed), Acceptor(self._number))
-        self._notifier.start()
+        await self._notifier.start()
         if not self._guest:
             await self._write(lambda tx: queue.free_leases(tx, self._owner))
             for body in await self._pool.read(lambda db: bodies.unused(db, self._number)):
