@@ -28,6 +28,8 @@ MAX_HOPS_READ = 64
 _ZERO_TRACE = bytes(16)
 _ZERO_SPAN = bytes(8)
 
+_PLAIN = re.compile(rb"[^:]{11,}+:(?:\r?\n[ \t]|[ \t])*+[0-9a-f]{2}-[0-9a-f]{32}-")
+"""Of a field that `read` has found valid: it is no RFC 2047 word."""
 _TRACEPARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?", re.ASCII | re.DOTALL)
 # Level 2 lets a simple key begin with a digit; level 1's tenant@system form is kept, so one stray "@" is an error.
 _STATE_KEY = re.compile(r"[a-z0-9][a-z0-9_\-*/]{0,255}|[a-z0-9][a-z0-9_\-*/]{0,240}@[a-z][a-z0-9_\-*/]{0,13}", re.ASCII)
@@ -162,12 +164,14 @@ def restate(headers: HeaderBlock, context: Context) -> list[bytes]:
     """
     lines: list[bytes] = []
     (parent,) = headers.raw_fields("traceparent")
-    if not _TRACEPARENT.fullmatch(_said(parent)):
+    if not _PLAIN.match(parent):
         headers.strip(lambda name: name == b"traceparent")
         lines.append(b"traceparent: %s\r\n" % context.traceparent.encode())
     for name, kept in (("tracestate", context.tracestate), ("baggage", context.baggage)):
+        if name not in headers:
+            continue
         found = headers.raw_fields(name)
-        if not found or (len(found) == 1 and ", ".join(_members([_said(found[0])])) == kept != ""):
+        if len(found) == 1 and ", ".join(_members([_said(found[0])])) == kept != "":
             continue
         lower = name.encode()
         headers.strip(lambda other, lower=lower: other == lower)  # type: ignore[misc]
