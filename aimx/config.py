@@ -250,7 +250,7 @@ class Audit(_Section):
 class Trace(_Section):
     max_idle: Seconds = Field(900.0, description="an attempt later than this after the last starts a new, linked trace")
     sdk: Literal["aimx", "stock"] = Field(
-        "aimx", description="who exports spans: AIMX's own encoder, or opentelemetry-sdk, at ten times the cost"
+        "aimx", description="who exports spans: AIMX's own encoder, or opentelemetry-sdk, at several times the cost"
     )
 
 

@@ -9,22 +9,13 @@ what begins a conversation carries ids made here. Conventions: OpenTelemetry mes
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from urllib.parse import quote, unquote
 
-from opentelemetry import baggage, trace
 from opentelemetry import context as otel
-from opentelemetry.trace import (
-    Link,
-    NonRecordingSpan,
-    SpanContext,
-    SpanKind,
-    Status,
-    StatusCode,
-    TraceFlags,
-    TraceState,
-)
+from opentelemetry import trace
+from opentelemetry.trace import Link, NonRecordingSpan, SpanKind, Status, StatusCode
 
-from aimx.telemetry.context import RANDOM, SAMPLED, Context, clean_baggage
+from aimx.telemetry import bridge
+from aimx.telemetry.context import RANDOM, SAMPLED, Context
 
 _tracer = trace.get_tracer("aimx.sdk")
 
@@ -63,7 +54,7 @@ def continuing(message: Context | None) -> Iterator[None]:
     if message is None or trace.get_current_span().get_span_context().trace_id == int.from_bytes(message.trace_id):
         yield
         return
-    token = otel.attach(_inside(message))
+    token = otel.attach(bridge.entered(message))
     try:
         yield
     finally:
@@ -73,8 +64,8 @@ def continuing(message: Context | None) -> Iterator[None]:
 @contextmanager
 def processing(message: Context | None, delivery: Context | None, attributes: Attributes) -> Iterator[trace.Span]:
     """A CONSUMER span under the message's creation context, linked to the hop that delivered it."""
-    links = [Link(_remote(delivery))] if delivery is not None else []
-    token = otel.attach(_inside(message) if message is not None else otel.get_current())
+    links = [Link(bridge.span_context(delivery))] if delivery is not None else []
+    token = otel.attach(bridge.entered(message) if message is not None else otel.get_current())
     try:
         with _span("process", SpanKind.CONSUMER, attributes, links) as span:
             yield span
@@ -88,7 +79,7 @@ def acknowledging(message: Context | None, attributes: Attributes) -> Iterator[t
     current = trace.get_current_span().get_span_context()
     token = None
     if message is not None and current.trace_id != int.from_bytes(message.trace_id):
-        token = otel.attach(trace.set_span_in_context(NonRecordingSpan(_remote(message))))
+        token = otel.attach(trace.set_span_in_context(NonRecordingSpan(bridge.span_context(message))))
     try:
         with _span("ack", SpanKind.CLIENT, attributes) as span:
             yield span
@@ -111,37 +102,8 @@ def _span(name: str, kind: SpanKind, attributes: Attributes, links: list[Link] |
             raise
 
 
-def _inside(message: Context) -> otel.Context:
-    """The running context with the message's span and baggage in place of its own."""
-    current = baggage.clear(trace.set_span_in_context(NonRecordingSpan(_remote(message))))
-    for name, value in _bag(message.baggage):
-        current = baggage.set_baggage(name, value, current)
-    return current
-
-
 def _outgoing(span: trace.Span) -> Context:
-    found = span.get_span_context()
-    pairs = [(quote(name, safe=""), quote(str(value), safe="")) for name, value in baggage.get_all().items()]
-    bags = ", ".join([f"{name}={value}" for name, value in pairs])
-    bag = clean_baggage([bags]) if bags else ""
-    if not found.is_valid:
-        return Context(os.urandom(16), os.urandom(8), SAMPLED | RANDOM, baggage=bag)
-    state = ", ".join(f"{name}={value}" for name, value in found.trace_state.items())
-    return Context(found.trace_id.to_bytes(16), found.span_id.to_bytes(8), int(found.trace_flags), state, bag)
-
-
-def _remote(context: Context) -> SpanContext:
-    return SpanContext(
-        int.from_bytes(context.trace_id),
-        int.from_bytes(context.span_id),
-        is_remote=True,
-        trace_flags=TraceFlags(context.flags),
-        trace_state=TraceState.from_header([context.tracestate]) if context.tracestate else None,
-    )
-
-
-def _bag(value: str) -> Iterator[tuple[str, str]]:
-    for member in value.split(","):
-        name, equals, rest = member.partition(";")[0].partition("=")
-        if equals:
-            yield unquote(name.strip()), unquote(rest.strip())
+    own = bridge.current(span)
+    if own is None:
+        return Context(os.urandom(16), os.urandom(8), SAMPLED | RANDOM, baggage=bridge.running_baggage())
+    return own

@@ -1,51 +1,61 @@
-"""The bridge to the OpenTelemetry API in an agent's own process: its spans and AIMX's join by themselves."""
+"""Between our contexts and OpenTelemetry's public API: a program's own spans and AIMX's join by themselves.
+
+What `entered` gives can be attached, and every W3C propagator of the program (`opentelemetry.propagate.inject`) then
+writes what came with the mail.
+"""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from urllib.parse import quote, unquote
 
 from opentelemetry import baggage, trace
-from opentelemetry import context as otel_context
+from opentelemetry import context as otel
+from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, TraceState
 
 from aimx.telemetry.context import KNOWN_FLAGS, Context, clean_baggage
 
 
-def current() -> Context | None:
-    """The program's current span as a context, with its baggage; None when it has none."""
-    span = trace.get_current_span().get_span_context()
-    if not span.is_valid:
-        return None
-    from urllib.parse import quote
-
-    bag = clean_baggage([f"{key}={quote(str(value), safe='')}" for key, value in baggage.get_all().items()])
-    return Context(
-        span.trace_id.to_bytes(16, "big"),
-        span.span_id.to_bytes(8, "big"),
-        int(span.trace_flags) & KNOWN_FLAGS,
-        ", ".join(f"{key}={value}" for key, value in span.trace_state.items()),
-        bag,
-        span.is_remote,
-    )
-
-
-@contextmanager
-def attached(context: Context) -> Iterator[None]:
-    """Spans that the program starts inside are children of `context`."""
-    from urllib.parse import unquote
-
-    state = trace.TraceState.from_header([context.tracestate]) if context.tracestate else trace.TraceState()
-    there = trace.SpanContext(
-        int.from_bytes(context.trace_id, "big"),
-        int.from_bytes(context.span_id, "big"),
+def span_context(context: Context) -> SpanContext:
+    """Ours as the API's. Baggage has no place in it."""
+    return SpanContext(
+        int.from_bytes(context.trace_id),
+        int.from_bytes(context.span_id),
         context.remote,
-        trace.TraceFlags(context.flags),
-        state,
+        TraceFlags(context.flags),
+        TraceState.from_header([context.tracestate]) if context.tracestate else TraceState(),
     )
-    inside = trace.set_span_in_context(trace.NonRecordingSpan(there))
-    for member in filter(None, context.baggage.split(",")):
-        key, _, value = member.partition(";")[0].partition("=")
-        inside = baggage.set_baggage(key.strip(), unquote(value.strip()), inside)
-    token = otel_context.attach(inside)
-    try:
-        yield
-    finally:
-        otel_context.detach(token)
+
+
+def entered(context: Context) -> otel.Context:
+    """The running context with this span and its baggage in place of its own, to be attached."""
+    found = baggage.clear(trace.set_span_in_context(NonRecordingSpan(span_context(context))))
+    for name, value in _members(context.baggage):
+        found = baggage.set_baggage(name, value, found)
+    return found
+
+
+def current(span: trace.Span | None = None) -> Context | None:
+    """The span (the program's current one) as a context, with the running baggage; None where there is no span."""
+    found = (trace.get_current_span() if span is None else span).get_span_context()
+    if not found.is_valid:
+        return None
+    return Context(
+        found.trace_id.to_bytes(16),
+        found.span_id.to_bytes(8),
+        int(found.trace_flags) & KNOWN_FLAGS,
+        ", ".join(f"{key}={value}" for key, value in found.trace_state.items()),
+        running_baggage(),
+        found.is_remote,
+    )
+
+
+def running_baggage() -> str:
+    """As a header value. A member that cannot be written is left out."""
+    members = [f"{quote(key, safe='')}={quote(str(value), safe='')}" for key, value in baggage.get_all().items()]
+    return clean_baggage(members) if members else ""
+
+
+def _members(value: str) -> Iterator[tuple[str, str]]:
+    for member in value.split(","):
+        name, equals, rest = member.partition(";")[0].partition("=")
+        if equals:
+            yield unquote(name.strip()), unquote(rest.strip())

@@ -12,18 +12,9 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import Event, ReadableSpan
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
-from opentelemetry.trace import (
-    Link,
-    NonRecordingSpan,
-    SpanContext,
-    SpanKind,
-    Status,
-    StatusCode,
-    TraceFlags,
-    TraceState,
-    set_span_in_context,
-)
+from opentelemetry.trace import Link, NonRecordingSpan, SpanKind, Status, StatusCode, set_span_in_context
 
+from aimx.telemetry.bridge import span_context
 from aimx.telemetry.context import Context
 from aimx.telemetry.span import AttributeValue, Kind, Sampler, Sink, Span
 
@@ -95,16 +86,10 @@ def foreign_sampler(name: str, argument: str) -> Sampler | None:
     decide = found.load()(argument)
 
     def sample(trace_id: bytes, parent: Context | None) -> bool:
-        around = None if parent is None else set_span_in_context(NonRecordingSpan(_foreign(parent)))
+        around = None if parent is None else set_span_in_context(NonRecordingSpan(span_context(parent)))
         return bool(decide.should_sample(around, int.from_bytes(trace_id), "").decision.is_sampled())
 
     return sample
-
-
-def _foreign(context: Context) -> SpanContext:
-    state = TraceState.from_header([context.tracestate]) if context.tracestate else TraceState()
-    trace, span = int.from_bytes(context.trace_id), int.from_bytes(context.span_id)
-    return SpanContext(trace, span, context.remote, TraceFlags(context.flags), state)
 
 
 def converter(resource: Mapping[str, AttributeValue], scope: str) -> Callable[[Span], ReadableSpan]:
@@ -121,12 +106,12 @@ def converter(resource: Mapping[str, AttributeValue], scope: str) -> Callable[[S
             facts = {**facts, "error.type": span.error_type}
         return ReadableSpan(
             name=span.name,
-            context=_foreign(span.context),
-            parent=None if span.parent is None else _foreign(span.parent),
+            context=span_context(span.context),
+            parent=None if span.parent is None else span_context(span.parent),
             resource=home,
             attributes=facts,
             events=[Event(name, attributes, t_ns) for name, t_ns, attributes in span.events or ()],
-            links=[Link(_foreign(context), attributes) for context, attributes in span.links or ()],
+            links=[Link(span_context(context), attributes) for context, attributes in span.links or ()],
             kind=kinds[span.kind],
             status=status,
             start_time=span.start_ns,

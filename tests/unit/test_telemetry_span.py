@@ -1,11 +1,13 @@
 """Spans: relations, states and limits; and the bridge to a program's own OpenTelemetry."""
 
+from collections.abc import Iterator
+
 import pytest
-from opentelemetry import baggage, trace
+from opentelemetry import baggage, propagate, trace
 from opentelemetry import context as otel
 
 from aimx.telemetry import bridge
-from aimx.telemetry.context import Context
+from aimx.telemetry.context import Context, carrier
 from aimx.telemetry.span import CONSUMER, MAX_EVENTS, MAX_LINKS, SERVER, Kind, Span, Tracer
 
 PARENT = Context(b"\x01" * 16, b"\x02" * 8, 3, "s=1", "b=1", True)
@@ -70,16 +72,39 @@ def test_links_and_events_are_bounded_and_the_rest_is_counted() -> None:
     assert (len(span.links), span.dropped_links, len(span.events)) == (MAX_LINKS, 5, MAX_EVENTS)
 
 
+@pytest.fixture
+def inside() -> Iterator[None]:
+    """The program works on the mail whose context is PARENT."""
+    token = otel.attach(bridge.entered(PARENT))
+    yield
+    otel.detach(token)
+
+
+def test_the_bridge_is_not_there_where_nothing_runs() -> None:
+    assert bridge.current() is None
+    assert bridge.running_baggage() == ""
+
+
+@pytest.mark.usefixtures("inside")
 def test_the_bridge_joins_a_programs_own_spans() -> None:
-    assert bridge.current() is None
-    with bridge.attached(PARENT):
-        inside = trace.get_current_span().get_span_context()
-        assert inside.trace_id.to_bytes(16, "big") == PARENT.trace_id
-        assert baggage.get_all() == {"b": "1"}
+    assert trace.get_current_span().get_span_context().trace_id.to_bytes(16) == PARENT.trace_id
+    assert baggage.get_all() == {"b": "1"}
+    assert bridge.current() == PARENT
+    token = otel.attach(baggage.set_baggage("weird key", "a,b"))
+    assert bridge.running_baggage() == "b=1, weird%20key=a%2Cb"
+    otel.detach(token)
+
+
+@pytest.mark.usefixtures("inside")
+def test_the_programs_w3c_propagators_write_what_came_with_the_mail() -> None:
+    written: dict[str, str] = {}
+    propagate.inject(written)
+    assert written == carrier(PARENT)
+
+
+def test_the_programs_w3c_propagators_read_the_headers_of_a_mail() -> None:
+    found = otel.attach(propagate.extract(carrier(PARENT)))
+    try:
         assert bridge.current() == PARENT
-        token = otel.attach(baggage.set_baggage("weird key", "a,b"))
-        found = bridge.current()
-        otel.detach(token)
-        assert found is not None
-        assert found.baggage == "b=1"  # a key that cannot be written is left out
-    assert bridge.current() is None
+    finally:
+        otel.detach(found)
