@@ -159,8 +159,10 @@ _SMALL = [bytes((n,)) for n in range(128)]
 
 
 def _varint(value: int) -> bytes:
-    if value < 128:
+    if value < 0x80:
         return _SMALL[value]
+    if value < 0x4000:  # the length of nearly every span
+        return bytes((value & 0x7F | 0x80, value >> 7))
     out = bytearray()
     while value > 0x7F:
         out.append(value & 0x7F | 0x80)
