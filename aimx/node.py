@@ -46,6 +46,7 @@ from aimx.delivery.transport import Carrier, Transport
 from aimx.identity import tokens
 from aimx.identity.agents import Directory
 from aimx.identity.certificate import Certificates
+from aimx.identity.peers import Peers
 from aimx.imap import server as imap
 from aimx.intake.intake import Intake
 from aimx.intake.post import Post, Taken, correspondents
@@ -62,6 +63,7 @@ from aimx.smtp.session import Door
 from aimx.store.contract import SpanRef, StoreError
 from aimx.store.sqlite import SqliteStore
 from aimx.telemetry import logs, metrics
+from aimx.telemetry.context import Door as Trust
 from aimx.telemetry.export import TelemetrySettingError, open_metrics, open_tracer
 from aimx.telemetry.span import Tracer
 
@@ -106,6 +108,7 @@ class Ready:
     http: str
     ca: str
     admin_token_file: str
+    peer: str | None = None
 
 
 class _Http(uvicorn.Server):
@@ -223,8 +226,10 @@ class Node:
 
         bound: dict[str, socket.socket] = {}
         for name in type(settings.listen).model_fields:
-            bound[name] = bind(name, getattr(settings.listen, name))
-            self._stack.callback(bound[name].close)
+            endpoint = getattr(settings.listen, name)
+            if endpoint is not None:
+                bound[name] = bind(name, endpoint)
+                self._stack.callback(bound[name].close)
         context = certificates.server_context()
         budget = ByteBudget(settings.smtp.byte_budget, least=settings.imap.max_literal)
         pace = rate_of_minute(settings.limits.connections_per_minute)
@@ -263,8 +268,14 @@ class Node:
             "imap": imap_server.listen(bound["imap"], implicit_tls=False),
             "imaps": imap_server.listen(bound["imaps"], implicit_tls=True),
         }
-        self._stack.push_async_callback(_stop_doors, smtp_server, imap_server)
-        metrics.observe("aimx.smtp.sessions", lambda: [((), smtp_server.open_connections)])
+        servers = [smtp_server]
+        if "peer" in bound:
+            door = Door(settings.domains, settings.smtp, directory, intake, budget, Trust.PEER, Peers(settings.peers))
+            authorities = [peer.ca for peer in settings.peers.values()]
+            servers.append(smtp.Server(door, certificates.peer_context(authorities)))
+            addresses["peer"] = servers[-1].listen(bound["peer"], implicit_tls=False)
+        self._stack.push_async_callback(_stop_doors, *servers, imap_server)
+        metrics.observe("aimx.smtp.sessions", lambda: [((), sum(each.open_connections for each in servers))])
         self._ticking = [
             asyncio.create_task(self._look(certificates), name="aimx-reload"),
             asyncio.create_task(_measure(store, intake), name="aimx-measure"),

@@ -69,7 +69,7 @@ class SMTP(aiosmtpd.smtp.SMTP):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._socket = cast(asyncio.Transport, transport)
         self._socket.set_write_buffer_limits(MAX_UNREAD)
-        self._dialog = Session(self._server.door, self._receiver, self.peer, _tls_version(self._socket))
+        self._dialog = self._new_dialog(self._socket)
         self._server.door.counters.connections += 1
         if self._server.stopping:
             self.leave()
@@ -116,6 +116,13 @@ class SMTP(aiosmtpd.smtp.SMTP):
         self._write_paused = False
         if self._work is None and not self._upgrading:
             self._pump()
+
+    def _new_dialog(self, transport: asyncio.Transport) -> Session:
+        tls, door = transport.get_extra_info("ssl_object"), self._server.door
+        if tls is None:
+            return Session(door, self._receiver, self.peer, None)
+        shown = tls.getpeercert(binary_form=True) if door.peers is not None else None
+        return Session(door, self._receiver, self.peer, str(tls.version()), door.recognise(shown))
 
     # ── from octets to replies ──
 
@@ -228,7 +235,7 @@ class SMTP(aiosmtpd.smtp.SMTP):
             return
         self._socket = secured
         self._socket.set_write_buffer_limits(MAX_UNREAD)
-        self._dialog = Session(self._server.door, self._receiver, self.peer, _tls_version(secured))
+        self._dialog = self._new_dialog(secured)
         self._progress = 0
         self._upgrading = self._read_paused = False
         self._moved = self._loop.time()
@@ -305,8 +312,3 @@ class Server(Listener[SMTP]):
 
     def connect(self, host: str, port: int) -> SMTP:
         return SMTP(self, Peer(host, port))
-
-
-def _tls_version(transport: asyncio.BaseTransport) -> str | None:
-    tls = transport.get_extra_info("ssl_object")
-    return None if tls is None else str(tls.version())

@@ -9,12 +9,13 @@ State, and who may do what in it:
 |---|---|---|
 | clear | connecting | EHLO, STARTTLS (RFC 3207 §4) |
 | secured | TLS | EHLO, HELO, RSET, VRFY, HELP; after EHLO: AUTH |
-| signed in | AUTH | EHLO, HELO, RSET, VRFY, HELP, MAIL |
+| signed in | AUTH; at the doors of peers and strangers: TLS | EHLO, HELO, RSET, VRFY, HELP, MAIL |
 | mail | MAIL | RSET, EHLO, VRFY, HELP, RCPT |
 | rcpt | an accepted RCPT | the same, and DATA |
 | data | DATA | the message, then back to signed in |
 
-Submission policy: an agent sends as itself only (`identity.sender`), and to whom intake knows a way.
+Policy: an agent sends as itself only (`identity.sender`), a peer as whomever, since it answers for its own; each to
+whom intake knows a way from this door.
 """
 
 import logging
@@ -27,6 +28,7 @@ from typing import NamedTuple, Protocol
 
 from aimx.config import Smtp
 from aimx.identity.agents import Denied, Directory, Granted, SignInDialog
+from aimx.identity.peers import Peers
 from aimx.identity.sasl import MECHANISMS, Challenge
 from aimx.identity.sender import envelope_refusal
 from aimx.intake.envelope import Envelope, HeaderTooLarge, Reply, SpanEvent, Upload
@@ -40,6 +42,7 @@ from aimx.smtp.errors import ProtocolError, Refused
 from aimx.smtp.parameters import MailParameters
 from aimx.store.contract import Agent, Unavailable
 from aimx.telemetry import metrics
+from aimx.telemetry.context import Door as Trust
 
 log = logging.getLogger("aimx.smtp")
 
@@ -68,7 +71,7 @@ class Intake(Protocol):
     def admit(self, agent: str) -> Reply | None:
         """A refusal to be given at MAIL, or None."""
 
-    async def check_recipient(self, recipient: str) -> Reply | None:
+    async def check_recipient(self, recipient: str, door: Trust) -> Reply | None:
         """A refusal to be given at RCPT, or None."""
 
     async def accept(self, envelope: Envelope) -> Reply:
@@ -106,6 +109,10 @@ class Door:
     budget: ByteBudget
     pace: Rate | None = None
     """How fast an address may connect."""
+    trust: Trust = Trust.AGENT
+    """Who comes in here: agents sign in, peers show a certificate, strangers do neither."""
+    peers: Peers | None = None
+    """Whose certificates are known, at the door of peers."""
     counters: Counters = field(default_factory=Counters)
     clear_ehlo: bytes = b""
     secure_ehlo: bytes = b""
@@ -113,8 +120,18 @@ class Door:
     def __post_init__(self) -> None:
         common = ["PIPELINING", f"SIZE {self.settings.max_size}", "8BITMIME", "SMTPUTF8", "ENHANCEDSTATUSCODES", "DSN"]
         self.clear_ehlo = _lines(250, [self.domains[0], *common, "STARTTLS"])
-        mechanisms = " ".join(MECHANISMS)
-        self.secure_ehlo = _lines(250, [self.domains[0], *common, f"AUTH {mechanisms}", "MT-PRIORITY", "HELP"])
+        match self.trust:
+            case Trust.AGENT:
+                more = [f"AUTH {' '.join(MECHANISMS)}", "MT-PRIORITY", "HELP"]
+            case Trust.PEER:
+                more = ["MT-PRIORITY", "HELP"]
+            case Trust.STRANGER:
+                more = ["HELP"]
+        self.secure_ehlo = _lines(250, [self.domains[0], *common, *more])
+
+    def recognise(self, certificate: bytes | None) -> str:
+        """The peer whose certificate this is (DER); empty: nobody's."""
+        return (self.peers.recognise(certificate) or "") if self.peers is not None and certificate else ""
 
 
 class Peer(NamedTuple):
@@ -154,6 +171,7 @@ class Session:
     __slots__ = (
         "_agent",
         "_auth_failures",
+        "_by_peer",
         "_commands",
         "_dialog",
         "_door",
@@ -173,8 +191,8 @@ class Session:
         "wants_tls",
     )
 
-    def __init__(self, door: Door, receiver: Receiver, peer: Peer, tls: str | None) -> None:
-        """`tls`: the negotiated version, as `TLSv1.3`; None in the clear."""
+    def __init__(self, door: Door, receiver: Receiver, peer: Peer, tls: str | None, by_peer: str = "") -> None:
+        """`tls`: the negotiated version, as `TLSv1.3`; None in the clear. `by_peer`: whom the certificate proves."""
         self._door = door
         self._receiver = receiver
         self._peer = peer
@@ -183,6 +201,7 @@ class Session:
         """What the client calls itself."""
         self._esmtp = False
         self._agent: Agent | None = None
+        self._by_peer = by_peer
         self._dialog: SignInDialog | None = None
         self._mechanism = ""
         self._transaction: Transaction | None = None
@@ -206,7 +225,7 @@ class Session:
 
     @property
     def signed_in(self) -> bool:
-        return self._agent is not None
+        return self._agent is not None or bool(self._by_peer)
 
     @property
     def has_message(self) -> bool:
@@ -372,6 +391,8 @@ class Session:
     # ── sign-in (RFC 4954) ──
 
     def _auth(self, argument: str) -> Awaitable[None]:
+        if self._door.trust is not Trust.AGENT:
+            raise ProtocolError(502, "5.5.1", "nobody signs in here")
         if self._agent is not None:
             raise ProtocolError(503, "5.5.1", "already signed in")
         if not self._esmtp:
@@ -424,35 +445,50 @@ class Session:
     # ── the transaction ──
 
     def _mail(self, argument: str) -> Awaitable[None] | None:
-        if self._agent is None:
-            raise ProtocolError(530, "5.7.0", "sign in first (AUTH)")
+        self._require_trust()
         if self._transaction is not None:
             raise ProtocolError(503, "5.5.1", "a mail is already begun; RSET to begin again")
         if argument[:5].upper() != "FROM:":
             raise ProtocolError(501, "5.5.4", "MAIL FROM:<address>")
         path = self._path(argument[5:])
+        if self._agent is None:
+            self._begin(path)
+            return None
         known = self._door.directory.remembered(self._agent.address)
         if known is None:
             return self._begin_after_look_up(path)
-        self._begin(path, known[0])
+        self._begin_as(path, known[0])
         return None
+
+    def _require_trust(self) -> None:
+        """Whoever the door is for has to be proved by now."""
+        match self._door.trust:
+            case Trust.AGENT if self._agent is None:
+                raise ProtocolError(530, "5.7.0", "sign in first (AUTH)")
+            case Trust.PEER if not self._by_peer:
+                raise ProtocolError(530, "5.7.0", "this door is for peers, and your certificate is none of theirs")
+            case _:
+                pass
 
     async def _begin_after_look_up(self, path: Path) -> None:
         assert self._agent is not None
-        self._begin(path, await self._door.directory.agent(self._agent.address))
+        self._begin_as(path, await self._door.directory.agent(self._agent.address))
 
-    def _begin(self, path: Path, agent: Agent | None) -> None:
+    def _begin_as(self, path: Path, agent: Agent | None) -> None:
         """`agent`: as the directory has it now. Who was disabled or got another password sends no more."""
         assert self._agent is not None
         if agent is None or agent.disabled or agent.credential != self._agent.credential:
             self.farewell(421, "4.7.0", "your account was changed; sign in again")
             return
+        self._begin(path, envelope_refusal(path.address, agent.address))
+
+    def _begin(self, path: Path, refusal: str | None = None) -> None:
+        """`refusal`: why this sender may not be named."""
         asked = parameters.of_mail(path.parameters, self._door.settings.max_size)
         self._require_utf8(path, asked.utf8)
-        refusal = envelope_refusal(path.address, agent.address)
         if refusal is not None:
             raise Refused(550, "5.7.1", refusal)
-        if (later := self._door.intake.admit(agent.address)) is not None:
+        if self._agent is not None and (later := self._door.intake.admit(self._agent.address)) is not None:
             raise Refused(*later)
         self._transaction = Transaction(path.address, asked, time.time_ns())
         self._transaction.events, self._early = self._early, []
@@ -477,7 +513,7 @@ class Session:
         if len(transaction.recipients) >= self._door.settings.max_recipients:
             refusal = Reply(452, "4.5.3", "too many recipients")  # RFC 5321 §4.5.3.1.10
         else:
-            refusal = await self._door.intake.check_recipient(path.address)
+            refusal = await self._door.intake.check_recipient(path.address, self._door.trust)
         if refusal is not None:
             self._note("smtp.recipient_refused", code=refusal.code, enhanced=refusal.enhanced)
             transaction.turned_away = refusal
@@ -587,17 +623,18 @@ class Session:
         self._say(*reply)
 
     def _envelope(self, transaction: Transaction) -> Envelope:
-        assert self._agent is not None
         return Envelope(
-            agent=self._agent.address,
+            agent=None if self._agent is None else self._agent.address,
             sender=transaction.sender,
             recipients=tuple(transaction.recipients),
             upload=transaction.upload or self._door.intake.upload(),
             peer=str(self._peer),
             helo=self._host,
-            protocol="UTF8SMTPSA" if transaction.asked.utf8 else "ESMTPSA",  # RFC 3848, RFC 6531 §4.3
+            protocol=self._protocol(transaction.asked.utf8),
             tls=self._tls or "",
             started_ns=transaction.started_ns,
+            door=self._door.trust,
+            by_peer=self._by_peer,
             priority=transaction.asked.priority,
             reports={
                 address: transaction.asked.reports | asked
@@ -620,9 +657,13 @@ class Session:
 
     @property
     def _owner(self) -> str:
-        """Whose share of the budget it is: nobody has a transaction who did not sign in."""
-        assert self._agent is not None
-        return self._agent.address
+        """Whose share of the budget it is: an agent's, a peer's, or of all strangers at one address."""
+        return self._by_peer or self._peer.host if self._agent is None else self._agent.address
+
+    def _protocol(self, utf8: bool) -> str:
+        """The `with` clause of Received (RFC 3848, RFC 6531 §4.3)."""
+        security = ("S" if self._tls else "") + ("A" if self._agent is not None else "")
+        return f"UTF8SMTP{security}" if utf8 else f"ESMTP{security}" if self._esmtp else "SMTP"
 
     def _path(self, argument: str) -> Path:
         try:

@@ -84,7 +84,7 @@ class RecordingIntake:
     def admit(self, agent: str) -> Reply | None:
         return None
 
-    async def check_recipient(self, recipient: str) -> Reply | None:
+    async def check_recipient(self, recipient: str, door: object = None) -> Reply | None:
         if recipient.rpartition("@")[2] != DOMAIN:
             return Reply(550, "5.7.1", "not relayed")
         return Reply(550, "5.1.1", "no such agent") if recipient in self.unknown else None
