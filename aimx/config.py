@@ -412,8 +412,6 @@ class Settings(_Section):
             raise ValueError(f"pool {name!r} and list {name!r} have one name; rename one, or its mail would be guessed")
         for name in self.peers.keys() & {MX, *self.relay.smarthosts}:
             raise ValueError(f"a relay and a peer are both called {name!r}; rename one, for rules go by the name")
-        if self.listen.peer is not None and not self.peers:
-            raise ValueError("listen.peer opens a door for peers, and none is named; add [peer.NAME]")
         if self.relay.via not in relays:
             raise ValueError(f"relay.via names {self.relay.via!r}, which is not there; add [relay.{self.relay.via}]")
         for rule in self.routes:

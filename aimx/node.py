@@ -269,8 +269,11 @@ class Node:
             "imaps": imap_server.listen(bound["imaps"], implicit_tls=True),
         }
         servers = [smtp_server]
+        if "peer" in bound and not settings.peers:
+            raise CannotStart("listen.peer: opens a door for peers, and none is named; add [peer.NAME] to aimx.toml")
         if "peer" in bound:
-            door = Door(settings.domains, settings.smtp, directory, intake, budget, Trust.PEER, Peers(settings.peers))
+            known = Peers(settings.peers)
+            door = Door(settings.domains, settings.smtp, directory, intake, budget, pace, trust=Trust.PEER, peers=known)
             authorities = [peer.ca for peer in settings.peers.values()]
             servers.append(smtp.Server(door, certificates.peer_context(authorities)))
             addresses["peer"] = servers[-1].listen(bound["peer"], implicit_tls=False)
@@ -485,7 +488,7 @@ def bind(name: str, endpoint: Endpoint) -> socket.socket:
 
 def announce(ready: Ready, *paths: Path | None) -> None:
     """Write the ready file: whole or not at all, for somebody is waiting for it."""
-    text = json.dumps(asdict(ready), indent=1) + "\n"
+    text = json.dumps({name: value for name, value in asdict(ready).items() if value is not None}, indent=1) + "\n"
     for path in paths:
         if path is None:
             continue

@@ -13,8 +13,9 @@ import pytest
 
 from aimx.identity.certificate import Certificates
 from aimx.message.header import HeaderBlock
+from aimx.node import CannotStart
 from aimx.telemetry.context import hops
-from tests.protocol.mail_node import MailNode, address, running
+from tests.protocol.mail_node import PORTS, MailNode, address, running
 from tests.protocol.test_relay import QUICK, until
 
 
@@ -30,8 +31,6 @@ class Pair:
 
 
 def settings(folder: Path, name: str, other: str, port: int, other_port: int) -> dict[str, Any]:
-    from tests.protocol.mail_node import PORTS
-
     return {
         "node": name,
         "domain": {f"{name}.example": {}},
@@ -201,6 +200,12 @@ async def test_a_peer_is_served_without_signing_in_and_nobody_relays_through_it(
         assert (await client.say("MAIL FROM:<>")).startswith("250")
         assert (await client.say("RCPT TO:<x@elsewhere.example>")).startswith("550 5.7.1")
         assert (await client.say("RCPT TO:<bob@b.example>")).startswith("250")
+
+
+async def test_a_door_for_peers_needs_peers(tmp_path: Path) -> None:
+    with pytest.raises(CannotStart, match=r"add \[peer.NAME\]"):
+        async with running(tmp_path, listen={**PORTS, "peer": "127.0.0.1:0"}):
+            pass
 
 
 async def test_a_peer_that_is_away_costs_only_time(tmp_path: Path) -> None:
