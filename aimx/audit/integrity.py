@@ -12,14 +12,15 @@ a checkpoint that a believed key has signed covers the leaf that names it.
 import base64
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any, NamedTuple
 
 from aimx.audit.log import Reader, Shard, State
+from aimx.audit.memory import Memory
 from aimx.audit.report import Report
-from aimx.tlog import checkpoint, note, tile
+from aimx.tlog import checkpoint, note, tile, tree
 from aimx.tlog.checkpoint import Checkpoint
 from aimx.tlog.errors import FormatError, ProofError
 from aimx.tlog.note import Note, Verifier
@@ -49,6 +50,12 @@ class Checked(NamedTuple):
     size: int
     erased: frozenset[str]
     keys: frozenset[Verifier]
+    memory: Memory | None = None
+    """What the next verification can go on from; None when something is wrong."""
+
+
+Progress = Callable[[int], None]
+"""Told how many leaves more were checked."""
 
 
 @dataclass(slots=True)
@@ -73,21 +80,23 @@ def check(
     high_water: str | None,
     remembered: Sequence[str],
     report: Report,
+    memory: Memory | None = None,
+    progress: Progress = lambda leaves: None,
 ) -> Checked:
     """Check the whole log and add what is wrong to `report`. Raises LogError when it cannot be read at all.
 
     `readers` are the shards, oldest first; `given` the log keys to believe, at least one. `high_water` is the text of
     the node's own newest checkpoint file, `remembered` signed checkpoints kept elsewhere; both were read before this
-    call, so that none can be younger than the state read here.
+    call, so that none can be younger than the state read here. `memory`: leaves not to be read again.
     """
     notes = [("the newest checkpoint that this node remembers", high_water)] if high_water else []
     notes += [(f"remembered checkpoint {number}", text) for number, text in enumerate(remembered, 1)]
     report.remembered = len(remembered)
     outside = _claims(notes, report)
-    believed, erased, previous = set(given), set[str](), None
+    believed, erased, previous = set(given), set(memory.erased if memory else ()), None
     for reader in readers:
         newest = reader is readers[-1]
-        walk, claims, outside = _read(reader, given, outside, report)
+        walk, claims, outside = _read(reader, given, outside, report, memory, progress)
         erased |= walk.erased
         if previous is not None:
             _check_succession(previous, walk, believed, report)
@@ -103,11 +112,32 @@ def check(
         if not report.dropped:
             text = f"{claim.source} is of {claim.found.origin}, which is no shard of this log"
             report.add("checkpoint-invalid", text)
-    return Checked(report.size, frozenset(erased), frozenset(believed))
+    kept = None if previous is None or report.wrong else _remembered(previous, erased, memory)
+    return Checked(report.size, frozenset(erased), frozenset(believed), kept)
+
+
+def _remembered(walk: Walk, erased: set[str], before: Memory | None) -> Memory:
+    keys = tuple((start, key.vkey()) for start, key in walk.keys)
+    tip = walk.frontier
+    return Memory(
+        walk.shard.origin,
+        tip.size,
+        tip.to_bytes().hex(),
+        keys,
+        walk.opened,
+        tuple(sorted(erased)),
+        place=walk.shard.start + tip.size,
+        full_ms=before.full_ms if before else 0,
+    )
 
 
 def _read(
-    reader: Reader, given: Sequence[Verifier], outside: list[Claim], report: Report
+    reader: Reader,
+    given: Sequence[Verifier],
+    outside: list[Claim],
+    report: Report,
+    memory: Memory | None,
+    progress: Progress,
 ) -> tuple[Walk, list[Claim], list[Claim]]:
     """One shard: its walk, everything that was signed of it, and what was signed of others."""
     kept, state, shard = reader.checkpoints(), reader.state(), reader.described()
@@ -119,7 +149,10 @@ def _read(
     claims.sort(key=lambda claim: claim.found.size)
     report.size, report.root, report.origin = shard.start + state.size, state.root.hex(), origin
     key = next((key for key in given if key.name == origin), given[0])
-    walk = _walk(reader, state, Walk(shard, keys=[(0, key)]), claims, report)
+    walk = Walk(shard, keys=[(0, key)])
+    if memory is not None and memory.origin == origin:
+        _resume(reader, state, walk, memory, claims, report)
+    walk = _walk(reader, state, walk, claims, report, progress)
     return walk, claims, [claim for claim in outside if claim.found.origin != origin]
 
 
@@ -234,13 +267,30 @@ def _is_head(prev: object, old: Walk) -> bool:
 # --- leaves ---
 
 
-def _walk(reader: Reader, state: State, walk: Walk, claims: list[Claim], report: Report) -> Walk:
+def _resume(reader: Reader, state: State, walk: Walk, memory: Memory, claims: list[Claim], report: Report) -> None:
+    """Begin after the leaves that were checked before: the tree's stored nodes must still be theirs."""
+    if memory.size > state.size:
+        text = f"{memory.size} leaves were checked before, the log holds {state.size}"
+        report.add("truncated", text)
+        return
+    nodes, before = reader.node_reader(), memory.tree()
+    if tree.root_at(memory.size, nodes) != before.root():
+        text = f"the first {memory.size} leaves are not those that were checked before"
+        report.add("checkpoint-contradicted", text, walk.shard.start)
+        return
+    walk.frontier, walk.opened = before, memory.opened
+    walk.keys = [(start, Verifier.parse(vkey)) for start, vkey in memory.keys]
+    for size in {claim.found.size for claim in claims if claim.found.size <= memory.size}:
+        walk.roots[size] = tree.root_at(size, nodes)
+
+
+def _walk(reader: Reader, state: State, walk: Walk, claims: list[Claim], report: Report, progress: Progress) -> Walk:
     """Stream all leaves: hashes, density, ids, nodes, the root at each size claimed, and the root at the end."""
-    frontier, start = walk.frontier, walk.shard.start
-    wanted = sorted({claim.found.size for claim in claims if claim.found.size <= state.size})
+    frontier, start, done = walk.frontier, walk.shard.start, walk.frontier.size
+    wanted = sorted({claim.found.size for claim in claims if done < claim.found.size <= state.size} | {done})
     waiting = iter([*wanted, state.size + 1])
     size = next(waiting)
-    for first in range(0, state.size, CHUNK):
+    for first in range(done, state.size, CHUNK):
         end = min(first + CHUNK, state.size)
         hashes = _check_chunk(reader, first, end, walk, report)
         if hashes is None:
@@ -254,6 +304,7 @@ def _walk(reader: Reader, state: State, walk: Walk, claims: list[Claim], report:
         nodes += frontier.extend(hashes[at - first :], tile.HEIGHT)
         # Nodes before checkpoints: they say where it is wrong to 256 leaves, a checkpoint only that it is.
         _check_nodes(reader, nodes, start, report)
+        progress(end - first)
     while size <= state.size:
         walk.roots[size] = frontier.root()
         size = next(waiting)

@@ -13,7 +13,9 @@ from hashlib import sha256
 from typing import Protocol
 
 from aimx.audit.events import ACCEPTANCE
+from aimx.audit.integrity import Progress
 from aimx.audit.log import Leaf
+from aimx.audit.memory import SEQ_MARGIN, Memory
 from aimx.audit.report import Report
 from aimx.audit.series import Series
 from aimx.audit.worker import Openings
@@ -44,8 +46,17 @@ class Reconciliation:
     """One run over the store, against a log as it was at one moment. `read` it all, then `judge`, then `close`."""
 
     def __init__(
-        self, evidence: Evidence, series: Series, report: Report, openings: Openings, *, contents: bool
+        self,
+        evidence: Evidence,
+        series: Series,
+        report: Report,
+        openings: Openings,
+        *,
+        contents: bool,
+        memory: Memory | None = None,
+        progress: Progress = lambda events: None,
     ) -> None:
+        """`memory`: what was held against each other before and is not read again."""
         self._evidence = evidence
         self._series = series
         self._size = size = series.size
@@ -54,6 +65,14 @@ class Reconciliation:
         self._contents = contents
         self._explained = bytearray(size)
         """One octet for each place: an event accounts for it, or no shard at hand has it."""
+        self._from = 0 if memory is None else min(memory.place, size)
+        self._explained[: self._from] = b"\x01" * self._from
+        self._progress = progress
+        self.seq = 0 if memory is None else memory.seq
+        """Of the last event seen that has its place in the log, as have all before it."""
+        self.eid = "" if memory is None else memory.eid
+        """The newest message whose acceptance was seen."""
+        self._eid_before = self.eid
         self._gaps = series.gaps()
         for gap in self._gaps:
             self._explained[gap.start : gap.end] = b"\x01" * (gap.end - gap.start)
@@ -96,6 +115,9 @@ class Reconciliation:
         before: str | None = None
         while page := await self._evidence.find(MessageFilter(), PAGE, before):
             before = page[-1].eid
+            page = [record for record in page if record.eid > self._eid_before]
+            if not page:
+                break
             self._report.messages += len(page)
             self._messages.execute("BEGIN")
             rows = [(record.eid, _envelope(record.sender, record.recipients)) for record in page]
@@ -105,9 +127,11 @@ class Reconciliation:
     async def _see_events(self) -> None:
         # One thread at a time, on purpose: SQLite lets go of the interpreter at every row, and would wait for another
         # busy thread at every row to get it back. What runs beside this is the worker that checks the openings.
-        seq = 0
+        seq = max(0, self.seq - SEQ_MARGIN)
         while page := await self._evidence.events_after(seq, PAGE):
             seq = page[-1].seq
+            page = [stored for stored in page if stored.index is None or stored.index >= self._from]
+            self._progress(len(page))
             acceptances = await asyncio.to_thread(self._check_page, page)
             await self._check_messages(acceptances)
         await asyncio.to_thread(self._collect)
@@ -123,9 +147,14 @@ class Reconciliation:
                 self._erased.add(row.ref)
             if row.ev in ACCEPTANCE:
                 acceptances.append(row)
+                self.eid = max(self.eid, row.eid)
             if index is None:
                 self._waiting.append(stored)
-            elif index < self._size and self._agrees(row, index, leaves.get(index)):
+            elif not self._waiting:
+                self.seq = max(self.seq, stored.seq)
+            if index is None:
+                continue
+            if index < self._size and self._agrees(row, index, leaves.get(index)):
                 sound.append((row, index))
         self._open(sound)
         return acceptances

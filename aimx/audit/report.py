@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 if TYPE_CHECKING:
+    from aimx.audit.memory import Memory
     from aimx.audit.standing import Standing
 
 MAX_FINDINGS = 50
@@ -110,6 +111,10 @@ class Report:
     unreconciled: bool = False
     findings: list[Finding] = field(default_factory=list)
     standing: "Standing | None" = None
+    since: int = 0
+    """Leaves before this place were checked by an earlier verification and not read again."""
+    memory: "Memory | None" = None
+    """What the next verification can go on from; None unless nothing is wrong."""
     reconciled: bool = True
     """False: no store was at hand, so completeness was not looked at."""
 
@@ -177,6 +182,8 @@ class Report:
             out.append(f"  dropped   the first {self.dropped} leaves, with shards whose retention ended (DROPPED)")
         if self.lost:
             out.append(f"  lost      {self.lost} leaves, when an old copy was put back, as log.opened says (RESTORED)")
+        if self.since:
+            out.append(f"  new       from leaf {self.since} on; what is before was checked earlier and not read again")
         if self.erased:
             out.append(f"  erased    {self.erased} openings, as message.erased says (ERASED)")
         if self.pending:
@@ -223,6 +230,7 @@ class Report:
             "shards": self.shards,
             "dropped": self.dropped,
             "lost": self.lost,
+            "since": self.since,
             "erased": self.erased,
             "pending": self.pending,
             "wrong": self.wrong,

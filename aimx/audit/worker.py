@@ -5,6 +5,7 @@ A worker is `python -m aimx.audit.worker NAME`, a child of the process that veri
 over its pipes: both ends are the same interpreter and program. It ends when its standard input does.
 """
 
+import json
 import marshal
 import subprocess
 import sys
@@ -14,9 +15,10 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from aimx.audit import integrity
-from aimx.audit.integrity import Checked
+from aimx.audit.integrity import Checked, Progress
 from aimx.audit.keys import PublicKeys
 from aimx.audit.log import LogError
+from aimx.audit.memory import Memory
 from aimx.audit.opening import opening_fault
 from aimx.audit.place import open_reader
 from aimx.audit.report import Finding, Report
@@ -72,12 +74,18 @@ def check_integrity(
     high_water: str | None,
     remembered: Sequence[str],
     report: Report,
+    memory: Memory | None = None,
+    progress: Progress = lambda leaves: None,
 ) -> Checked:
     """`integrity.check` in a process of its own; blocks until it is done. Raises LogError."""
     child = _start("integrity")
     try:
-        _send(child, (str(folder), database, [key.vkey() for key in keys.logs], high_water, list(remembered)))
-        error, size, erased, vkeys, counts, findings = _receive(child)
+        before = None if memory is None else json.dumps(memory.to_json())
+        vkeys = [key.vkey() for key in keys.logs]
+        _send(child, (str(folder), database, vkeys, high_water, list(remembered), before))
+        while isinstance(told := _receive(child), int):
+            progress(told)
+        error, size, erased, vkeys, counts, findings, after = told
     finally:
         _end(child)
     if error is not None:
@@ -85,7 +93,8 @@ def check_integrity(
     for name, value in counts.items():
         setattr(report, name, value)
     report.findings += [Finding(*finding) for finding in findings]
-    return Checked(size, frozenset(erased), frozenset(map(Verifier.parse, vkeys)))
+    kept = None if after is None else Memory.from_json(json.loads(after))
+    return Checked(size, frozenset(erased), frozenset(map(Verifier.parse, vkeys)), kept)
 
 
 def faults(rows: Sequence[EventRow]) -> list[Fault]:
@@ -155,12 +164,20 @@ _COUNTS = (
 
 
 def _integrity(source: BinaryIO, sink: BinaryIO) -> None:
-    folder, database, vkeys, high_water, remembered = marshal.load(source)  # noqa: S302 — written by our own parent
+    asked = marshal.load(source)  # noqa: S302 — written by our own parent
+    folder, database, vkeys, high_water, remembered, before = asked
+    memory = None if before is None else Memory.from_json(json.loads(before))
+
+    def progress(leaves: int) -> None:
+        marshal.dump(leaves, sink)
+        sink.flush()
+
     report, reader = Report(""), open_reader(Path(folder), database)
     error, checked = None, Checked(0, frozenset(), frozenset())
     try:
         keys = [Verifier.parse(vkey) for vkey in vkeys]
-        checked = integrity.check(Series(reader).readers(), keys, high_water, remembered, report)
+        shards = Series(reader).readers()
+        checked = integrity.check(shards, keys, high_water, remembered, report, memory, progress)
     except LogError as refused:
         error = str(refused)
     finally:
@@ -168,7 +185,8 @@ def _integrity(source: BinaryIO, sink: BinaryIO) -> None:
     counts = {name: getattr(report, name) for name in _COUNTS}
     findings = [tuple(finding) for finding in report.findings]
     believed = [key.vkey() for key in checked.keys]
-    marshal.dump((error, checked.size, list(checked.erased), believed, counts, findings), sink)
+    after = None if checked.memory is None else json.dumps(checked.memory.to_json())
+    marshal.dump((error, checked.size, list(checked.erased), believed, counts, findings, after), sink)
     sink.flush()
 
 

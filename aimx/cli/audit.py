@@ -2,6 +2,7 @@
 
 import asyncio
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,8 @@ from aimx.cli.folder import data_option, json_option, opened
 from aimx.cli.screen import print_json
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from aimx.audit.report import Report
 
 
@@ -58,6 +61,7 @@ ALTERED, UNRECONCILED, UNANCHORED, SUPPRESSED = 3, 4, 5, 6
     help="Fail (exit 5) unless somebody outside has confirmed the log; unless a quorum of witnesses has.",
 )
 @click.option("--within", metavar="DURATION", help="With --require: and not longer ago than this, e.g. 2h.")
+@click.option("--new", is_flag=True, help="Only what is new since the last verification of this folder.")
 @click.option("--contents/--no-contents", default=True, help="Hash every stored message again. [default: yes]")
 @json_option
 @data_option
@@ -69,11 +73,15 @@ def verify(
     tsa_roots: Path | None,
     require: str | None,
     within: str | None,
+    new: bool,
     contents: bool,
     as_json: bool,
     data: Path,
 ) -> None:
     """Check every leaf, signature, event and message. Works while the node runs and when it does not.
+
+    With --new only what was logged since the last verification that found nothing wrong is read. What was changed
+    before it then goes unseen where the tree's own nodes do not show it: read everything now and then.
 
     Exit codes: 0 nothing is wrong; 1 it could not be checked; 3 the log was altered (INCONSISTENT); 4 log and store
     tell different stories (UNRECONCILED); 5 not anchored or witnessed as --require asks.
@@ -89,7 +97,7 @@ def verify(
         given = None if policy is None and tsa_roots is None else audit_trust.given(policy, tsa_roots)
         report = verify_bundle(bundle, keys=audit_trust.keys(vkeys), remembered=remembered, trust=given)
     else:
-        report = asyncio.run(_verify_node(data, vkeys, policy, tsa_roots, remembered, contents))
+        report = asyncio.run(_verify_node(data, vkeys, policy, tsa_roots, remembered, contents, new))
     if as_json:
         print_json(report.to_json())
     else:
@@ -98,8 +106,15 @@ def verify(
 
 
 async def _verify_node(
-    data: Path, vkeys: Path | None, policy: Path | None, tsa_roots: Path | None, remembered: list[str], contents: bool
+    data: Path,
+    vkeys: Path | None,
+    policy: Path | None,
+    tsa_roots: Path | None,
+    remembered: list[str],
+    contents: bool,
+    new: bool,
 ) -> "Report":
+    from aimx.audit import memory
     from aimx.audit.keys import PublicKeys
     from aimx.audit.verify import verify as check
     from aimx.cli import audit_trust
@@ -112,15 +127,37 @@ async def _verify_node(
         keys = PublicKeys(lines[0], lines[1], tuple(lines[2:]))
     async with opened(data) as (settings, store):
         trust = audit_trust.of_node(settings, data, policy, tsa_roots)
-        return await check(
-            store,
-            data,
-            database=settings.audit.database,
-            keys=keys,
-            remembered=remembered,
-            contents=contents,
-            trust=trust,
-        )
+        before = memory.load(data) if new else None
+        with verifying() as progress:
+            report = await check(
+                store,
+                data,
+                database=settings.audit.database,
+                keys=keys,
+                remembered=remembered,
+                contents=contents,
+                trust=trust,
+                memory=before,
+                progress=progress,
+            )
+    if report.memory is not None:
+        memory.save(data, report.memory, full=before is None)
+    return report
+
+
+@contextmanager
+def verifying() -> "Iterator[Callable[[int, int], None] | None]":
+    """A progress bar on standard error, where that is a terminal and it takes long enough to be seen."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("verifying"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("verifying", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def _status(report: "Report", require: str | None, longest_s: float | None) -> int:

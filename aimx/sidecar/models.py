@@ -272,6 +272,7 @@ class VerifyReport(_Model):
     size: int = Field(description="Leaves in the log.")
     root: str
     checked: dict[str, int]
+    since: int = Field(description="Leaves before this one were not read again.")
     erased: int
     pending: int
     wrong: int

@@ -60,8 +60,10 @@ def make(folder: Path) -> None:
     for command in (
         ["req", "-x509", *new, "-subj", "/CN=stamps of tests", "-keyout", "ca.key", "-out", "ca.pem", "-days", "2"],
         ["req", *new, "-subj", "/CN=stamper", "-keyout", "tsa.key", "-out", "tsa.csr"],
-        ["x509", "-req", "-in", "tsa.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-set_serial", "7", "-out", "tsa.pem"]
-        + ["-extfile", "tsa.cnf", "-extensions", "ext", "-days", "2"],
+        [
+            *("x509", "-req", "-in", "tsa.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-set_serial", "7"),
+            *("-out", "tsa.pem", "-extfile", "tsa.cnf", "-extensions", "ext", "-days", "2"),
+        ],
     ):
         done = subprocess.run(["openssl", *command], cwd=folder, capture_output=True, check=False)
         assert done.returncode == 0, done.stderr

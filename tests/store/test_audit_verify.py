@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from aimx.audit import events, keys
+from aimx.audit import events, keys, memory
 from aimx.audit.integrity import CHUNK
 from aimx.audit.report import Report
 from aimx.audit.sequencer import HIGH_WATER, Sequencer
@@ -343,3 +343,62 @@ async def test_a_very_long_log_is_checked_by_processes_of_its_own_to_the_same_en
     (node.folder / "audit.db").write_bytes(b"no database" * 1000)
     monkeypatch.setattr("aimx.audit.verify.APART_ABOVE", 0)
     assert kinds(await node.verify()) == ["log-unreadable"]
+
+
+# --- going on from the last verification ---
+
+
+async def test_a_second_verification_reads_only_what_is_new(node: Node) -> None:
+    first = await node.verify()
+    assert first.memory is not None
+    again = await node.verify(memory=first.memory)
+    assert again.ok, again.lines()
+    assert (again.leaves, again.events, again.contents, again.since) == (0, 0, 0, 601)
+    await node.live(20)
+    third = await node.verify(memory=again.memory)
+    assert third.ok, third.lines()
+    assert (third.leaves, third.events, third.contents) == (40, 40, 20)
+    assert third.memory is not None
+    full = await node.verify()
+    assert full.memory is not None
+    assert replace(third.memory, full_ms=0) == replace(full.memory, full_ms=0)
+
+
+async def test_what_is_remembered_survives_its_file_and_a_broken_file_is_no_memory(node: Node) -> None:
+    found = (await node.verify()).memory
+    assert found is not None
+    memory.save(node.folder, found, full=True)
+    loaded = memory.load(node.folder)
+    assert loaded is not None
+    assert replace(loaded, full_ms=0) == found
+    assert loaded.full_ms
+    for text in ("", "{}", "[1]", '{"size": 1}'):
+        (node.folder / memory.FILE).write_text(text)
+        assert memory.load(node.folder) is None
+
+
+async def test_going_on_still_finds_what_is_wrong_with_the_new_and_with_the_tree(node: Node) -> None:
+    remembered = (await node.verify()).memory
+    await node.live(20)
+    node.tamper("UPDATE leaf SET entry = CAST(replace(entry, 'n1', 'n2') AS BLOB) WHERE idx = 620")
+    report = await node.verify(memory=remembered)
+    assert (report.findings[0].kind, report.findings[0].leaf) == ("leaf-edited", 620)
+    assert report.memory is None
+    node.tamper("UPDATE node SET hash = zeroblob(32) WHERE level = 1 AND idx = 0")
+    report = await node.verify(memory=remembered)
+    assert report.findings[0].kind == "checkpoint-contradicted"
+
+
+async def test_a_log_cut_below_what_was_verified_is_found_without_any_checkpoint(node: Node) -> None:
+    remembered = (await node.verify()).memory
+    (node.folder / HIGH_WATER).unlink()
+    node.rebuild(lambda leaves: leaves[:301])
+    node.tamper("UPDATE state SET signed = NULL", "DELETE FROM checkpoint")
+    assert "truncated" in kinds(await node.verify(memory=remembered))
+
+
+async def test_progress_is_told_up_to_the_end(node: Node) -> None:
+    told: list[tuple[int, int]] = []
+    await node.verify(progress=lambda done, total: told.append((done, total)))
+    assert told[-1] == (1202, 1202)
+    assert told == sorted(told)

@@ -277,6 +277,18 @@ def test_audit_verify_and_prove(node: NodeProcess, new_agent: NewAgent, tmp_path
     assert "no message" in refused(node, "audit", "prove", "01ARZ3NDEKTSV4RRFFQ69G5FAV")
 
 
+def test_audit_verify_goes_on_from_the_last_time(node: NodeProcess, new_agent: NewAgent) -> None:
+    account = new_agent()
+    sends(node, account, account.name, "1")
+    first = as_json(node, "audit", "verify")
+    assert first["since"] == 0
+    second = as_json(node, "audit", "verify", "--new")
+    assert second["ok"]
+    if not first["pending"]:
+        assert second["since"] == first["size"]
+        assert second["checked"]["leaves"] == second["size"] - first["size"]
+
+
 def test_audit_verify_says_the_first_thing_that_is_wrong(tmp_path: Path) -> None:
     import sqlite3
 
