@@ -1,4 +1,6 @@
+import random
 from dataclasses import fields
+from itertools import product
 from typing import Any
 
 from aimx.store.contract import MessageFilter, NewMessage, Past, Store
@@ -71,6 +73,32 @@ async def test_pages_follow_each_other(store: Store) -> None:
         second = await found(store, 2, first[-1], **what)
         third = await found(store, 2, second[-1], **what)
         assert first + second + third == eids
+
+
+async def test_what_several_marks_have_in_common_page_by_page(store: Store) -> None:
+    dice, origins = random.Random(1), [span(), span()]
+    sent: list[NewMessage] = []
+    for _ in range(40):
+        sender, *to = dice.sample([ALICE, BOB, CAROL], dice.randrange(2, 4))
+        sent.insert(0, await send(store, sender, *to, workflow=dice.choice("vw"), origin=dice.choice(origins)))
+
+    def holds(message: NewMessage, of: MessageFilter) -> bool:
+        parties = {message.sender, *message.recipients}
+        return (
+            of.workflow in (None, message.workflow)
+            and of.trace_id in (None, message.origin.trace_id)
+            and (of.agent is None or of.agent in parties)
+            and (of.viewer is None or of.viewer in parties)
+        )
+
+    marks: list[tuple[Any, ...]] = [(None, "w", "none"), (None, ALICE), (None, CAROL), (None, origins[0].trace_id)]
+    for workflow, agent, viewer, trace_id in product(*marks):
+        what = {"workflow": workflow, "agent": agent, "viewer": viewer, "trace_id": trace_id}
+        expected = [message.eid for message in sent if holds(message, MessageFilter(**what))]
+        got = await found(store, 4, **what)
+        while page := await found(store, 4, got[-1] if got else eid(), **what):
+            got += page
+        assert got == expected, what
 
 
 async def test_a_message_is_found_by_a_later_trace_of_its_own(store: Store) -> None:

@@ -168,8 +168,10 @@ async def test_looking_up_a_trace_does_not_walk_all_that_the_agent_ever_had(path
 
 
 def is_whole_table(line: str) -> bool:
-    # A recursive CTE's own row; bodies nobody has used yet; one row for each table that counts its ids, each worker.
-    small = ("SCAN p", "SCAN body USING INDEX body_unused", "SCAN sqlite_sequence", "SCAN node")
+    # A recursive CTE's own row; a trace's messages; bodies nobody has used yet; one row for each table that counts its
+    # ids, each worker.
+    recursive = ("SCAN p", "SCAN w", "SCAN walk")
+    small = (*recursive, "SCAN t", "SCAN body USING INDEX body_unused", "SCAN sqlite_sequence", "SCAN node")
     bounded = line.startswith("SCAN (subquery")  # each has a LIMIT
     return (
         line.startswith("SCAN")

@@ -2,7 +2,8 @@
 
 import json
 from collections.abc import Sequence
-from typing import Any
+from operator import itemgetter
+from typing import Any, NamedTuple
 
 from aimx.store.contract import Ancestor, Lineage, Located, MessageFilter, MessageRecord, Past, SpanRef
 from aimx.store.flags import decode, has_keywords
@@ -23,49 +24,75 @@ async def one(db: Db, eid: str) -> MessageRecord | None:
     return _record(row) if row else None
 
 
-# What leads gives message numbers from an index, newest first; what else is asked is looked up for each of them.
-# Nothing here is a join or an EXISTS that a planner could turn round, and walk everything newer instead.
-_LEADS = {
-    "trace_id": "SELECT id FROM message WHERE origin_trace = {0} UNION"
-    " SELECT o.id FROM event v JOIN message o ON o.eid = v.ref WHERE v.trace_id = {0}",
-    "message_id": "SELECT id FROM message WHERE message_id = {0}",
-    "workflow": "SELECT id FROM message WHERE workflow = {0}",
-    "agent": "SELECT message AS id FROM party WHERE address = {0}",
-    "viewer": "SELECT message AS id FROM party WHERE address = {0}",
+class _Set(NamedTuple):
+    """Message numbers in the order of an index."""
+
+    source: str
+    """What follows FROM; `{}` is the value."""
+    number: str
+
+    def given(self, value: str) -> "_Set":
+        return _Set(self.source.format(value), self.number)
+
+    def down_from(self, last: str) -> str:
+        return f"SELECT {self.number} AS id FROM {self.source} AND {self.number} <= {last} ORDER BY {self.number} DESC"  # noqa: S608
+
+    def has(self, number: str) -> str:
+        """No EXISTS, for that may be planned the other way round: walking this set first."""
+        return f"(SELECT true FROM {self.source} AND {self.number} = {number})"  # noqa: S608
+
+
+_SETS = {
+    "message_id": _Set("message i WHERE i.message_id = {}", "i.id"),
+    "workflow": _Set("message w WHERE w.workflow = {}", "w.id"),
+    "agent": _Set("party p WHERE p.address = {}", "p.message"),
+    "viewer": _Set("party v WHERE v.address = {}", "v.message"),
 }
-_HOLDS = {
-    "message_id": "m.message_id = {0}",
-    "workflow": "m.workflow = {0}",
-    "agent": "(SELECT true FROM party WHERE address = {0} AND message = m.id)",
-    "viewer": "(SELECT true FROM party WHERE address = {0} AND message = m.id)",
-}
+_ALL = _Set("message m WHERE true", "m.id")
+_COUNTED = 5_000
+"""How far sets are counted to see which is the smallest: what is larger is large."""
+_OF_TRACE = _Set(
+    "(SELECT id FROM message WHERE origin_trace = {0} UNION"
+    " SELECT o.id FROM event v JOIN message o ON o.eid = v.ref WHERE v.trace_id = {0}) t WHERE true",
+    "t.id",
+)
 
 
 async def find(db: Db, what: MessageFilter, limit: int, before: str | None) -> list[MessageRecord]:
-    given = {name: value for name in _LEADS if (value := getattr(what, name)) is not None}
-    values = [value if isinstance(value, bytes) else storable(value) for value in given.values()]
-    slots = {name: f"${n}" for n, name in enumerate(given, 2)}
-    order, bound = "id", ""
+    values: list[Any] = [limit]
+
+    def slot(value: str | bytes) -> str:
+        values.append(storable(value) if isinstance(value, str) else value)
+        return f"${len(values)}"
+
+    last = str(2**63 - 1)
     if before is not None:
-        values.append(storable(before))
-        bound = f" < (SELECT id FROM message WHERE eid = ${len(values) + 1})"  # noqa: S608
-    if slots:
-        name, slot = next(iter(slots.items()))
-        lead, order = _LEADS[name].format(slot), "message" if name in ("agent", "viewer") else "id"
+        last = f"(SELECT id - 1 FROM message WHERE eid = {slot(before)})"  # noqa: S608
+    sets = [known.given(slot(value)) for name, known in _SETS.items() if (value := getattr(what, name)) is not None]
+    if what.trace_id is None:
+        lead, *others = await _smallest_first(db, sets or [_ALL], values, last)
     else:
-        lead = "SELECT id FROM message WHERE true"
-    if "UNION" in lead:
-        lead = f"SELECT id FROM ({lead}) u WHERE true"  # noqa: S608
-    if bound:
-        lead += f" AND {order}{bound}"
-    others = "".join(f" AND {_HOLDS[name].format(slot)}" for name, slot in list(slots.items())[1:])
+        lead, others = _OF_TRACE.given(slot(what.trace_id)), sets
+    conditions = "".join(f" AND {other.has(lead.number)}" for other in others)
+    numbers = _Set(lead.source + conditions, lead.number).down_from(last)
     found = await db.fetch(
-        f"SELECT {_RECORD} FROM ({lead} ORDER BY {order} DESC) k CROSS JOIN LATERAL"  # noqa: S608
-        f" (SELECT * FROM message m WHERE m.id = k.id{others} OFFSET 0) m ORDER BY k.id DESC LIMIT $1",
-        limit,
+        f"SELECT {_RECORD} FROM ({numbers}) k CROSS JOIN LATERAL"  # noqa: S608
+        " (SELECT * FROM message WHERE id = k.id OFFSET 0) m ORDER BY k.id DESC LIMIT $1",
         *values,
     )
     return [_record(row) for row in found]
+
+
+async def _smallest_first(db: Db, sets: list[_Set], values: list[Any], last: str) -> list[_Set]:
+    """A walk through the smallest of them, asking the others for each number, is the shortest there is."""
+    if len(sets) < 2:
+        return sets
+    sizes = ", ".join(
+        f"(SELECT count(*) FROM (SELECT 1 FROM {known.source} AND {known.number} <= {last} LIMIT {_COUNTED}) x)"  # noqa: S608
+        for known in sets
+    )
+    counted = await db.fetchrow(f"SELECT {sizes} WHERE $1::bigint IS NOT NULL", *values)
+    return [known for _, known in sorted(zip(counted, sets, strict=True), key=itemgetter(0))]
 
 
 def _record(row: Sequence[Any]) -> MessageRecord:

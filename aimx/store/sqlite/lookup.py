@@ -21,31 +21,68 @@ def one(db: sqlite3.Connection, eid: str) -> MessageRecord | None:
     return _record(row) if row else None
 
 
+class _Set(NamedTuple):
+    """Message numbers in the order of an index."""
+
+    source: str
+    """What follows FROM."""
+    number: str
+
+    def has(self, number: str) -> str:
+        return f"EXISTS (SELECT 1 FROM {self.source} AND {self.number} = {number})"  # noqa: S608
+
+
+_SETS = {
+    "message_id": _Set("message WHERE message_id = :message_id", "id"),
+    "workflow": _Set("message WHERE workflow = :workflow", "id"),
+    "agent": _Set("party WHERE address = :agent", "message"),
+    "viewer": _Set("party WHERE address = :viewer", "message"),
+}
+_ALL = _Set("message WHERE true", "id")
+_OF_TRACE = _Set(
+    "(SELECT id FROM message WHERE origin_trace = :trace_id UNION"
+    " SELECT o.id FROM event v JOIN message o ON o.eid = v.ref WHERE v.trace_id = :trace_id) t WHERE true",
+    "t.id",
+)
+
+
 def find(db: sqlite3.Connection, what: MessageFilter, limit: int, before: str | None) -> list[MessageRecord]:
-    """Each condition that is given is a set of message numbers that an index gives."""
-    held = {
-        "trace_id": "m.id IN (SELECT id FROM message WHERE origin_trace = :trace_id UNION"
-        " SELECT o.id FROM event v JOIN message o ON o.eid = v.ref WHERE v.trace_id = :trace_id)",
-        "workflow": "m.workflow = :workflow",
-        "message_id": "m.message_id = :message_id",
-        "agent": "EXISTS (SELECT 1 FROM party p WHERE p.address = :agent AND p.message = m.id)",
-        "viewer": "EXISTS (SELECT 1 FROM party w WHERE w.address = :viewer AND w.message = m.id)",
-    }
-    given = {name: getattr(what, name) for name in held if getattr(what, name) is not None}
-    source, conditions = _RECORD, [held[name] for name in given]
-    if given and given.keys() <= {"agent", "viewer"}:
-        # Nothing narrower: walk the address's own messages, newest first.
-        lead = "agent" if "agent" in given else "viewer"
-        source = _RECORD.replace("FROM message m", "FROM party l CROSS JOIN message m ON m.id = l.message")
-        conditions = [f"l.address = :{lead}", *(held[name] for name in given if name != lead)]
-        order = "l.message"
+    given = {name: value for name in (*_SETS, "trace_id") if (value := getattr(what, name)) is not None}
+    sets = [_SETS[name] for name in _SETS if name in given]
+    last = str(2**63 - 1) if before is None else "(SELECT id - 1 FROM message WHERE eid = :before)"
+    if what.trace_id is not None:
+        others = "".join(f" AND {known.has(_OF_TRACE.number)}" for known in sets)
+        numbers = _down(_Set(_OF_TRACE.source + others, _OF_TRACE.number), last)
+    elif len(sets) > 1:
+        numbers = _common(sets, last)
     else:
-        order = "m.id"
-    if before is not None:
-        conditions.append(f"{order} < (SELECT id FROM message WHERE eid = :before)")  # noqa: S608
-    where = f" WHERE {' AND '.join(conditions)}" if conditions else ""
-    sql = f"{source}{where} ORDER BY {order} DESC LIMIT :limit"
-    return [_record(row) for row in db.execute(sql, {**given, "before": before, "limit": limit})]
+        numbers = _down((*sets, _ALL)[0], last)
+    sql = f"{_RECORD} WHERE m.id = ?"
+    found = db.execute(f"{numbers} LIMIT :limit", {**given, "before": before, "limit": limit}).fetchall()
+    return [_record(db.execute(sql, number).fetchone()) for number in found]
+
+
+def _down(known: _Set, last: str) -> str:
+    number = known.number
+    return f"SELECT {number} FROM {known.source} AND {number} <= {last} ORDER BY {number} DESC"  # noqa: S608
+
+
+def _common(sets: Sequence[_Set], last: str) -> str:
+    """What all the sets have, newest first: each in turn names its newest number that is not above the one before.
+
+    Where the last one names what the first did, all have it. So the smallest set bounds the steps, whichever it is.
+    A recursive query gives its rows in the order of its steps, and makes no more of them than LIMIT asks for.
+    `json_each` of one value stands for the LATERAL that SQLite has not.
+    """
+    seeks, at = "", "w.next"
+    for n, (source, number) in enumerate(sets):
+        seeks += f" CROSS JOIN json_each((SELECT json_array(max({number})) FROM {source} AND {number} <= {at})) s{n}"  # noqa: S608
+        at = f"s{n}.value"
+    return (
+        f"WITH RECURSIVE walk (next, id) AS (SELECT {last}, NULL UNION ALL"  # noqa: S608
+        f" SELECT {at} - (s0.value = {at}), CASE WHEN s0.value = {at} THEN {at} END FROM walk w{seeks}"
+        f" WHERE {at} IS NOT NULL) SELECT id FROM walk WHERE id IS NOT NULL"
+    )
 
 
 def _record(row: tuple[Any, ...]) -> MessageRecord:
