@@ -20,6 +20,9 @@ POINTS = {
     "sequence.read": "leaves were read from the outbox, the log has not got them",
     "sequence.appended": "leaves are in the log, the outbox does not know",
     "sequence.marked": "the outbox knows that leaves are in the log, no checkpoint says so",
+    "shard.closed": "a shard's last leaf is in the log, the next shard has not begun",
+    "shard.begun": "the next shard has begun, its key is not in force here",
+    "key.logged": "the leaf that puts a key in force is in the log, the key still waits",
     "checkpoint.signed": "a checkpoint is signed and stored, the file beside the log is the one before",
 }
 """Every place, and what is true there."""

@@ -137,6 +137,11 @@ def make_next(data: Path, what: What, name: str, eid: str, *, signer: str = "fil
     return Waiting(key, eid)
 
 
+def forget_next(data: Path, what: What) -> None:
+    """The key that waits will not be wanted."""
+    _next(data, what).unlink(missing_ok=True)
+
+
 def waiting(data: Path, what: What) -> Waiting | None:
     """The key that waits to be put in force. Raises KeyUnusable."""
     path = _next(data, what)

@@ -95,6 +95,8 @@ async def fork(
         contextlib.closing(open_log(folder, database)) as writer,
         contextlib.closing(open_reader(folder, database)) as reader,
     ):
+        if not writer.lead("restore-fork", 60.0):
+            raise LogError("a node works on this log; stop it first")
         wrong, shards = fault(reader, known), reader.shards()
         if wrong is None:
             raise LogError("the log is the one this node has signed for; there is nothing to fork")
@@ -117,4 +119,5 @@ async def fork(
         writer.begin((row.eid, row.leaf), [waiting.key], now_ms)
         keyring.put_in_force(folder, "log", now_ms, 0)
         durable.replace(high_water, writer.sign([waiting.key], now_ms).encode(), 0o644)
+        writer.lead("restore-fork", 0.0)
     return name, lost

@@ -429,6 +429,7 @@ class Sequencer:
         """A leaf that is in the log now may change who signs, and where the log goes on."""
         _, eid, leaf = row
         if b'"ev":"key.rotated"' in leaf:
+            reach("key.logged")
             await self._on_thread(lambda: self._put_in_force(eid))
             await self._sign()
         elif (end := succession.closing(leaf, self._shard.origin)) is not None:
@@ -439,6 +440,7 @@ class Sequencer:
         waiting = keyring.waiting(self._folder, "log")
         if waiting is None or waiting.key.verifier.vkey() != end.log:
             raise LogError(f"{end.next} was announced under a key that this node does not have; start the one that has")
+        reach("shard.closed")
         await self._sign()
         prev = self._opened.state.signed
         place = self._shard.start + self.size
@@ -446,6 +448,7 @@ class Sequencer:
         following = Keys(waiting.key, self.keys.receipt)
         _, eid, leaf = await self._opening_row(following, prev, place, why)
         await self._on_thread(lambda: self._opened.begin((eid, leaf), following.signing, _now_ms()))
+        reach("shard.begun")
         await self._on_thread(self._settle_keys)
         self._shard = await self._on_thread(self._find_shard)
         await self._sign()

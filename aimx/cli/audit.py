@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from aimx.cli.audit_upkeep import drop_shard, restore_fork, rotate_key, shards
 from aimx.cli.failure import Failed
 from aimx.cli.folder import data_option, json_option, opened
 from aimx.cli.screen import print_json
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
 @click.group()
 def audit() -> None:
     """The tamper-evident log."""
+
+
+for command in (rotate_key, shards, drop_shard, restore_fork):
+    audit.add_command(command)
 
 
 ALTERED, UNRECONCILED, UNANCHORED, SUPPRESSED = 3, 4, 5, 6

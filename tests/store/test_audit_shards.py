@@ -5,7 +5,7 @@ import json
 import shutil
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import cast
 
@@ -365,3 +365,57 @@ async def test_a_head_kept_elsewhere_betrays_a_copy_whose_own_memory_was_put_bac
     with pytest.raises(LogError, match="witness w1 counts 23"):
         await Sequencer(store, tmp_path, made, node="n1", remembered=witnesses).start()
     assert asked == ["x.example/audit/2026h1"]
+
+
+# --- one leads ---
+
+
+@pytest.fixture
+def shared(tmp_path: Path, server: PostgresServer) -> Place:
+    return place("postgres", tmp_path, server)
+
+
+async def test_a_standby_takes_over_within_two_seconds_of_a_leaders_silence(shared: Place) -> None:
+    store = MemoryStore()
+    async with running(store, shared) as first:
+        await first.flush()
+        async with running(store, shared) as second:
+            await until(lambda: second._task is not None and not second._leading)
+            assert first._task is not None
+            first._task.cancel()  # silent from now on, without a word
+            store.accept()
+            began = time.monotonic()
+            await until(lambda: all(stored.index is not None for stored in store.rows))
+            assert time.monotonic() - began < 4, "two seconds are promised; the rest is for a busy test machine"
+            assert second._leading
+            first._task = None
+    report = await verified(store, shared)
+    assert report.ok, report.lines()
+
+
+async def test_a_leader_that_stops_hands_over_at_once(shared: Place) -> None:
+    store = MemoryStore()
+    async with AsyncExitStack() as stack:
+        first = await stack.enter_async_context(running(store, shared))
+        await first.flush()
+        async with running(store, shared) as second:
+            assert (first._leading, second._leading) == (True, False)
+            await stack.aclose()
+            store.accept()
+            assert await second.flush() == 3
+            assert second._leading
+    assert (await verified(store, shared)).ok
+
+
+async def test_a_node_without_the_logs_key_lets_others_lead(shared: Place, tmp_path: Path) -> None:
+    store = MemoryStore()
+    async with running(store, shared) as first:
+        store.accept()
+        await first.flush()
+    stranger = Place(tmp_path / "elsewhere", shared.database)
+    with pytest.raises(LogError, match="another key"):
+        async with running(store, stranger):
+            pass
+    async with running(store, shared) as first:
+        store.accept()
+        assert await first.flush() == 5

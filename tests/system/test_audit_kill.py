@@ -1,4 +1,4 @@
-"""SIGKILL at any moment: whatever the store had committed is in the log once, and the log verifies, after a restart."""
+"""SIGKILL at any moment and at every step: what the store had committed is in the log once, and the log verifies."""
 
 import asyncio
 import json
@@ -8,86 +8,132 @@ import signal
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from aimx.audit import keys
 from aimx.audit.evidence import check, message_proof
+from aimx.audit.place import open_reader
 from aimx.audit.report import Report
-from aimx.audit.sequencer import Sequencer
-from aimx.audit.sqlite import SqliteReader
 from aimx.audit.verify import verify
-from aimx.store.sqlite import SqliteStore
+from aimx.failpoint import POINTS
+from aimx.store.contract import Store
+from tests.postgres_server import PostgresServer
+from tests.system.audit_writer import sequencer_of, store_of
 
-WRITER = """
-import asyncio, hashlib, sys, time
-from pathlib import Path
-from aimx.audit import events, keys
-from aimx.audit.sequencer import Sequencer
-from aimx.message.identifier import new_eid
-from aimx.store.contract import NewMessage, SpanRef
-from aimx.store.sqlite import SqliteStore
-from aimx.tlog.leaf import new_key
+STEPS = [name for name in POINTS if name.startswith(("sequence.", "checkpoint.", "shard.", "key."))]
+ROOT = Path(__file__).parents[2]
 
-folder = Path(sys.argv[1])
 
-def message():
-    t_ms = time.time_ns() // 1_000_000
-    eid, span = new_eid(t_ms), SpanRef(b"\\x01" * 16, b"\\x02" * 8)
-    header, body = b"Subject: hi\\r\\n\\r\\n", eid.encode() + b"\\r\\n"
-    made = NewMessage(
-        eid=eid, t_ms=t_ms, sender="a@x.example", agent="a@x.example", recipients=("b@x.example",), header=header,
-        body=body, message_id=f"<{eid}@x.example>", in_reply_to=None, subject="hi", content_type="text/plain",
-        workflow=None, priority=0, origin=span, trace_flags=1, tracestate="", baggage="", context_source="new",
-        received=span, depth=1, loop_key="t", payload=b"p", template=b"t",
+@pytest.fixture(scope="module")
+def server() -> Iterator[PostgresServer]:
+    with PostgresServer() as server:
+        yield server
+
+
+@pytest.fixture
+def database(request: pytest.FixtureRequest) -> str | None:
+    if request.param == "sqlite":
+        return None
+    server: PostgresServer = request.getfixturevalue("server")
+    return server.database()
+
+
+def writer(folder: Path, *options: str, database: str | None = None, die_at: str = "") -> subprocess.Popen[str]:
+    given = [*options, *(("--database", database) if database else ())]
+    environ = {**os.environ, "PYTHONPATH": str(ROOT), **({"AIMX_FAILPOINT": die_at} if die_at else {})}
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.system.audit_writer", str(folder), *given],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environ,
     )
-    row = events.message_accepted(
-        events.Stamp("n1", t_ms, span, "a@x.example"), eid=eid, key=new_key(),
-        data=hashlib.sha256(header + body).digest(), header=hashlib.sha256(header).digest(),
-        body=hashlib.sha256(body).digest(), sender="a@x.example", recipients=("b@x.example",), size=len(header + body),
-    )
-    return made, row
 
-async def main():
-    store = SqliteStore(folder / "mail.db", "n1")
-    await store.open()
-    sequencer = Sequencer(
-        store, folder, keys.load_or_create(folder, "x.example", 0), node="n1",
-        integrate_within=0.01, checkpoint_every=0.02,
-    )
-    await sequencer.start()
-    while True:
-        made, row = message()
-        await store.accept(made, [], lambda outcomes: [row])
-        print(made.eid, flush=True)
 
-asyncio.run(main())
-"""
+def told_by(child: subprocess.Popen[str]) -> list[str]:
+    """The whole lines of a process that has died."""
+    rest, _ = child.communicate(timeout=60)
+    return rest.split("\n")[:-1]
 
 
 def kill_at_a_random_moment(folder: Path, chance: random.Random) -> list[str]:
     """Run a writer, kill it, and return the eids whose acceptance it had been told of."""
-    child = subprocess.Popen([sys.executable, "-c", WRITER, str(folder)], stdout=subprocess.PIPE, text=True)
+    child = writer(folder)
     assert child.stdout is not None
     told = [child.stdout.readline().strip()]
     for _ in range(chance.randrange(120)):
         told.append(child.stdout.readline().strip())
     child.send_signal(signal.SIGKILL)
-    rest, _ = child.communicate(timeout=30)
-    return [eid for eid in told + rest.split("\n")[:-1] if eid]
+    return [eid for eid in told + told_by(child) if eid]
 
 
-async def verified(folder: Path, *, start: bool = True) -> tuple[Report, SqliteStore]:
-    store = SqliteStore(folder / "mail.db", "n1", guest=not start)
+async def verified(folder: Path, database: str | None = None, *, start: bool = True) -> tuple[Report, Store]:
+    store = store_of(folder, database, guest=not start)
     await store.open()
     if start:
-        sequencer = Sequencer(store, folder, keys.load_or_create(folder, "x.example", 0), node="n1")
-        await sequencer.start()
-        async with asyncio.timeout(30):
+        sequencer = sequencer_of(store, folder, database)
+        async with asyncio.timeout(60):
+            await sequencer.start()
             await sequencer.flush()
         await sequencer.stop()
-    return await verify(store, folder, patience_s=0.1), store
+    return await verify(store, folder, database=database, patience_s=0.1), store
+
+
+DEEPER = {step: f"{step}:2" for step in STEPS if step != "key.logged"}
+"""Not at the very first leaf, and not at the very first shard."""
+
+STEPWISE = [("sqlite", step) for step in STEPS] + [
+    pytest.param("postgres", step, marks=() if step in {"sequence.appended", "shard.begun"} else pytest.mark.torture)
+    for step in STEPS
+]
+
+
+@pytest.mark.parametrize(("database", "step"), STEPWISE, indirect=["database"])
+async def test_killed_at_any_step_nothing_is_lost_doubled_or_forked(
+    tmp_path: Path, database: str | None, step: str
+) -> None:
+    child = writer(tmp_path, "--leaves", "40", "--rotate", database=database, die_at=DEEPER.get(step, step))
+    told = await asyncio.to_thread(told_by, child)
+    assert child.returncode == -signal.SIGKILL, "it died where it was to die"
+    report, store = await verified(tmp_path, database)
+    assert report.ok, report.lines()
+    assert report.words[:2] == ("CONSISTENT", "COMPLETE")
+    assert report.events == report.leaves == report.size
+    for eid in told:
+        assert await store.message(eid) is not None
+    await store.close()
+    assert keys.waiting(tmp_path, "log") is None
+
+
+async def test_two_at_once_killed_at_random_make_one_log(tmp_path: Path, server: PostgresServer) -> None:
+    """Two processes over one PostgreSQL, both accepting and both sequencing; one or the other dies all the time."""
+    database, chance = server.database(), random.Random(os.urandom(8))
+    told: list[str] = []
+    children = [writer(tmp_path, "--worker", str(n), "--leaves", "150", database=database) for n in range(2)]
+    try:
+        for turn in range(8):
+            child = children[turn % 2]
+            assert child.stdout is not None
+            for _ in range(chance.randrange(10, 60)):
+                told.append((await asyncio.to_thread(child.stdout.readline)).strip())
+            child.kill()
+            told += await asyncio.to_thread(told_by, child)
+            children[turn % 2] = writer(tmp_path, "--worker", str(turn % 2), "--leaves", "150", database=database)
+    finally:
+        for child in children:
+            child.kill()
+            told += await asyncio.to_thread(told_by, child)
+    report, store = await verified(tmp_path, database)
+    assert report.ok, report.lines()
+    assert report.words[:2] == ("CONSISTENT", "COMPLETE")
+    assert report.events == report.leaves == report.size
+    assert report.messages >= len(set(told)) >= 80
+    with closing(open_reader(tmp_path, database)) as reader:
+        assert len(reader.shards()) > 1
+    await store.close()
 
 
 async def test_nothing_is_lost_or_doubled_by_kill_9(tmp_path: Path) -> None:
@@ -104,7 +150,7 @@ async def test_nothing_is_lost_or_doubled_by_kill_9(tmp_path: Path) -> None:
     assert report.words[:2] == ("CONSISTENT", "COMPLETE")
     assert report.events == report.leaves == report.size
     assert report.messages == report.contents == report.size - 1 >= len(told)
-    reader = SqliteReader(tmp_path / "audit.db")
+    reader = open_reader(tmp_path)
     log = keys.load_public(tmp_path).log
     for eid in chance.sample(told, 5):
         assert check(await message_proof(store, reader, eid), log).checkpoint.size == report.size
