@@ -19,6 +19,7 @@ _COMMANDS = {
     "audit": "The tamper-evident log: verify it, prove one message.",
     "queue": "Deliveries that wait: list, show, retry, hold, release, drop.",
     "db": "The PostgreSQL database that nodes share: init, migrate.",
+    "signer": "Keep the log's key in a process of its own.",
     "doctor": "Check that a node is in good health.",
     "route": "Explain what the rules do with a message.",
     "schema": "Protocol Buffers types, so that payloads can be shown.",
