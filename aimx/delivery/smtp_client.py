@@ -5,18 +5,15 @@ Everything the other side sends is a stranger's: bounded, checked, and of its te
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 MAX_REPLY_LINE = 4096
 """Octets. RFC 5321 §4.5.3.1.5 says 512; some servers say more, and it costs nothing to listen."""
 MAX_REPLY_LINES = 256
-MAX_LINE = 998
-"""Octets of a line of text without CRLF (RFC 5322 §2.1.1)."""
 
 _LINE = re.compile(rb"([2-5][0-9]{2})(?:([ -])([^\r\n]*))?")
 _UNPRINTABLE = re.compile(r"[^ -~\u00a0-\U0010ffff]+")
-_XTEXT = re.compile(r"[^!-*,-<>-~]")
 
 
 class Broken(Exception):
@@ -130,7 +127,6 @@ class Envelope:
     envid: str | None = None
     """RFC 3461 §4.4, xtext."""
     priority: int = 0
-    extra: Sequence[str] = field(default_factory=tuple)
 
 
 def mail(envelope: Envelope, known: Extensions) -> bytes:
@@ -177,15 +173,6 @@ def _path(address: str) -> str:
         return address
     quoted = re.sub(r'(["\\])', r"\\\1", local)
     return f'"{quoted}"@{domain}'
-
-
-def xtext(value: str) -> str:
-    """RFC 3461 §4.
-
-    >>> xtext("a+b c")
-    'a+2Bb+20c'
-    """
-    return _XTEXT.sub(lambda match: "".join(f"+{octet:02X}" for octet in match[0].encode()), value)
 
 
 class Stuffing:

@@ -25,8 +25,9 @@ def of_reply(code: int, lines: list[str], stage: Stage, host: str) -> Later | Ne
     """What a negative SMTP or LMTP reply means. `lines`: its texts, codes taken off."""
     said = " ".join(lines)[:500]
     found = _ENHANCED.match(said)
-    detail = found[1][2:] if found is not None else _PLAIN.get(code, "0.0")
-    wait = code < 500 or stage in _BEFORE_MAIL or (code == 552 and stage == "rcpt")
+    too_many = code == 552 and stage == "rcpt"
+    detail = found[1][2:] if found is not None else "5.3" if too_many else _PLAIN.get(code, "0.0")
+    wait = code < 500 or stage in _BEFORE_MAIL or too_many
     status = f"{4 if wait else 5}.{detail}"
     text = f"{host} answered {code} {said}".rstrip()
     if not wait:
