@@ -1,6 +1,7 @@
 """Messages by what is known of them, and lineage: what a message answers and what came before it."""
 
 import json
+import time
 from collections.abc import Sequence
 from operator import itemgetter
 from typing import Any, NamedTuple
@@ -158,17 +159,20 @@ _REFERENCED = (
     f"SELECT {_ANCESTOR} FROM unnest($2::text[]) WITH ORDINALITY r (message_id, n)"  # noqa: S608
     f" CROSS JOIN LATERAL ({_BORNE.format('r.message_id')}) f JOIN message m ON m.id = f.message ORDER BY r.n LIMIT 1"
 )
-# The writers of a loop key, one step of the index for each, with their newest numbers.
+# The writers of a loop key, one step of the index for each, with their newest numbers; and what each has written since
+# the number ($5, $6) up to which it is known. A writer's numbers become visible in their order, unlike message numbers.
 _PAST = (
     "WITH RECURSIVE head (writer, n, first_ms) AS ("  # noqa: S608
     " (SELECT writer, n, first_ms FROM chain WHERE loop_key = $3 ORDER BY writer DESC, n DESC LIMIT 1) UNION ALL"
     " SELECT c.* FROM head h CROSS JOIN LATERAL (SELECT writer, n, first_ms FROM chain"
     "  WHERE loop_key = $3 AND writer < h.writer ORDER BY writer DESC, n DESC LIMIT 1) c)"
     f" SELECT h.*, p.*, {_ANCESTOR}"
-    " FROM (SELECT sum(n)::bigint, min(first_ms) FROM head) h"
-    " CROSS JOIN (SELECT array_agg(sender), array_agg(recipients), array_agg(payload), array_agg(template),"
-    "  array_agg(depth), array_agg(t_ms) FROM (SELECT * FROM chain WHERE loop_key = $3"
-    "  ORDER BY message DESC LIMIT $4) c) p"
+    " FROM (SELECT array_agg(writer), array_agg(n), min(first_ms) FROM head) h"
+    " CROSS JOIN (SELECT array_agg(message), array_agg(sender), array_agg(recipients), array_agg(payload),"
+    "  array_agg(template), array_agg(depth), array_agg(t_ms) FROM (SELECT c.* FROM head h"
+    "  LEFT JOIN unnest($5::integer[], $6::bigint[]) k (writer, n) ON k.writer = h.writer"
+    "  CROSS JOIN LATERAL (SELECT * FROM chain WHERE loop_key = $3 AND writer = h.writer AND n > coalesce(k.n, 0)"
+    "   ORDER BY n DESC LIMIT $4) c) c) p"
     " LEFT JOIN message m ON m.id ="
     " (SELECT max(message) FROM party WHERE address = $1 AND trace = $2 AND role = 3)"
 )
@@ -178,6 +182,7 @@ MAX_REFERENCES = 100
 
 async def lineage(
     db: Db,
+    pasts: "Pasts",
     sender: str,
     in_reply_to: str | None,
     references: Sequence[str],
@@ -197,18 +202,67 @@ async def lineage(
     answered = replied or referenced
     # Most messages name a trace and answer nothing: for these one statement finds both trace and past.
     key = workflow or (answered.loop_key if answered else None) or (trace_id.hex() if trace_id else None)
-    found = await db.fetchrow(_PAST, sender, trace_id, key or "", window)
-    traced = _ancestor(found[8:])
+    traced, known = await pasts.read(db, key or "", window, sender, trace_id)
     if traced is not None and traced.loop_key and not workflow and answered is None and traced.loop_key != key:
         key = traced.loop_key
-        found = await db.fetchrow(_PAST, sender, None, key, window)
-    count, first_ms, *columns = found[:8]
-    return Lineage(replied, referenced, traced, key, _past(columns), count or 0, first_ms)
+        _, known = await pasts.read(db, key, window, sender, None)
+    past = tuple(past for _, past in known.past[:window])
+    return Lineage(replied, referenced, traced, key, past, sum(known.heads.values()), known.first_ms)
 
 
-def _past(columns: Sequence[Sequence[Any] | None]) -> tuple[Past, ...]:
-    senders, recipients, *others = (column or () for column in columns)
-    return tuple(map(Past, senders, (tuple(json.loads(each)) for each in recipients), *others))
+class _Known(NamedTuple):
+    heads: dict[int, int]
+    """Newest number of each writer."""
+    past: tuple[tuple[int, Past], ...]
+    """By number of the message, newest first."""
+    first_ms: int | None
+    until_s: float
+    """On the monotonic clock: when it is read anew."""
+
+
+class Pasts:
+    """The pasts of the workflows that are busy now. What was read stays true, so only newer messages are read.
+
+    But for erasure, which another process may have done: so nothing is kept for long.
+    """
+
+    MOST = 512
+    """Workflows kept; at the usual window of 128 that is at most some 30 MB."""
+    WINDOW = 128
+    KEPT_S = 60.0
+
+    def __init__(self) -> None:
+        self._kept: dict[str, _Known] = {}
+
+    async def read(
+        self, db: Db, loop_key: str, window: int, sender: str, trace_id: bytes | None
+    ) -> tuple[Ancestor | None, _Known]:
+        """With the newest of the trace that `sender` was given, by one statement."""
+        now_s = time.monotonic()
+        before = self._kept.get(loop_key) if window <= self.WINDOW else None
+        if before is None or before.until_s < now_s:
+            before = _Known({}, (), None, now_s + self.KEPT_S)
+        most = max(window, self.WINDOW)
+        heads = before.heads
+        row = await db.fetchrow(_PAST, sender, trace_id, loop_key, most, list(heads), list(heads.values()))
+        writers, numbers, first_ms, *columns = row[:10]
+        past = sorted(_newer(columns) + before.past, key=itemgetter(0), reverse=True)[:most]
+        known = _Known(dict(zip(writers or (), numbers or (), strict=True)), tuple(past), first_ms, before.until_s)
+        if window <= self.WINDOW and known.heads:
+            self._keep(loop_key, known)
+        return _ancestor(row[10:]), known
+
+    def _keep(self, loop_key: str, known: _Known) -> None:
+        """Unless somebody who asked at the same time has seen more."""
+        there = self._kept.pop(loop_key, known)
+        self._kept[loop_key] = known if sum(there.heads.values()) <= sum(known.heads.values()) else there
+        if len(self._kept) > self.MOST:
+            del self._kept[next(iter(self._kept))]  # the one unused longest
+
+
+def _newer(columns: Sequence[Sequence[Any] | None]) -> tuple[tuple[int, Past], ...]:
+    messages, senders, recipients, *others = (column or () for column in columns)
+    return tuple(zip(messages, map(Past, senders, (tuple(json.loads(r)) for r in recipients), *others), strict=True))
 
 
 def _ancestor(row: Sequence[Any] | None) -> Ancestor | None:

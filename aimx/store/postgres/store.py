@@ -86,6 +86,7 @@ class PostgresStore:
         self._guest = guest
         self._size = pool
         self._claims = Claims()
+        self._pasts = lookup.Pasts()
         self._tending: asyncio.Task[None] | None = None
         self._acceptances: Groups[Acceptance]
 
@@ -165,7 +166,7 @@ class PostgresStore:
         window: int = 128,
     ) -> Lineage:
         return await self._pool.read(
-            lambda db: lookup.lineage(db, sender, in_reply_to, references, trace_id, workflow, window)
+            lambda db: lookup.lineage(db, self._pasts, sender, in_reply_to, references, trace_id, workflow, window)
         )
 
     async def stage(self, staged: Staged | None, chunk: bytes) -> Staged:
@@ -354,6 +355,7 @@ class PostgresStore:
     # erasure and legal hold
     async def erase(self, eid: str, events: Sequence[EventRow]) -> None:
         body = await self._write(lambda tx: erasure.erase(tx, eid, events))
+        self._pasts = lookup.Pasts()
         if body is not None:
             await self._drop_body(body)
 

@@ -1,4 +1,4 @@
-"""Two nodes over one PostgreSQL change the same mailboxes at once."""
+"""Two nodes over one PostgreSQL change the same mailboxes, and work on the same workflow, at once."""
 
 import asyncio
 import random
@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 import asyncpg
 import pytest
 
-from aimx.store.contract import AlreadyExists, Copied, MailboxKey, NotFound, Placed
+from aimx.store.contract import AlreadyExists, Copied, MailboxKey, MessageFilter, NotFound, Placed
 from aimx.store.names import superiors
 from aimx.store.postgres import PostgresStore
 from tests.store.conftest import BOB, key_of
-from tests.store.factory import filed, new_agent, new_message, nothing
+from tests.store.factory import filed, new_agent, new_message, new_target, nothing
 
 ALL = ((1, 4294967295),)
 FOLDERS = ("INBOX", "Archive", "Trash")
@@ -176,3 +176,22 @@ async def test_a_keyword_used_first_on_two_nodes_at_once_gets_one_bit(nodes: lis
         seen |= {name.lower() for name in row.flags}
     assert seen == {f"k{n}" for n in range(9)}
     assert len((await nodes[0].select(keys[0], False)).keywords) == 1 + 9
+
+
+async def test_each_node_counts_what_both_accept(nodes: list[PostgresStore]) -> None:
+    """The loop guard's past of a workflow: asked all the while, complete and in one order at the end."""
+
+    async def client(node: PostgresStore) -> list[int]:
+        counts = []
+        for _ in range(15):
+            await node.accept(new_message(workflow="w"), [new_target(BOB)], nothing)
+            counts.append((await node.lineage(BOB, None, [], None, "w")).count)
+        return counts
+
+    for counts in await asyncio.gather(*map(client, [*nodes] * 3)):
+        assert counts == sorted(set(counts)), "a node forgot, or missed its own message"
+    sent = await nodes[0].find(MessageFilter(workflow="w"), 100)
+    for node in nodes:
+        lineage = await node.lineage(BOB, None, [], None, "w")
+        assert lineage.count == 90
+        assert [past.t_ms for past in lineage.past] == [record.t_ms for record in sent]
