@@ -30,7 +30,7 @@ if TYPE_CHECKING:
         Unreachable,
     )
     from aimx.sdk.message import Message
-    from aimx.sdk.receipt import Receipt, ReceiptInvalid, Suppressed
+    from aimx.sdk.receipt import ElsewhereLogged, Receipt, ReceiptInvalid, Suppressed
 
 __version__ = "0.1.0"
 
@@ -38,6 +38,7 @@ __all__ = [
     "Account",
     "AimxError",
     "AsyncClient",
+    "ElsewhereLogged",
     "InvalidMessage",
     "KeyReused",
     "LoopRefused",
@@ -62,6 +63,7 @@ _HOMES = {
     "AsyncClient": "aimx.sdk.client",
     "Message": "aimx.sdk.message",
     "PayloadError": "aimx.message.payload",
+    "ElsewhereLogged": "aimx.sdk.receipt",
     "Receipt": "aimx.sdk.receipt",
     "ReceiptInvalid": "aimx.sdk.receipt",
     "Suppressed": "aimx.sdk.receipt",

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from aimx.audit import bundle
+from aimx.audit.log import Reader
 from aimx.audit.place import open_reader
 from aimx.cli.failure import Failed
 from aimx.cli.folder import settings_of
-from aimx.sdk.receipt import HttpLog, Receipt, ReceiptInvalid, State, of_reply
+from aimx.sdk.receipt import SHARDS, HttpLog, Receipt, ReceiptInvalid, State, of_reply
 from aimx.tlog.errors import FormatError, ProofError
-from aimx.tlog.inclusion import Fetch
+from aimx.tlog.inclusion import Fetch, Found
 from aimx.tlog.note import ED25519, RECEIPT, Verifier
 from aimx.tlog.tile import parse_path
 
@@ -73,8 +74,10 @@ async def check(asked: Asked, data: Path) -> Checked:
         if asked.url is not None:
             async with HttpLog(asked.url, asked.ca) as fetch:
                 checked.state, found = await receipt.follow(fetch, logs)
+            if checked.state is State.SUPPRESSED and len({key.name for key in logs}) > 1:
+                raise Failed(SHARDS)
         else:
-            checked.state, found = await receipt.follow(_folder(data), logs)
+            checked.state, found = await _in_shards(receipt, data, logs)
     except (FormatError, ProofError) as error:
         checked.valid = False
         checked.lines.append(f"  log       {error}")
@@ -115,17 +118,33 @@ def _one(keys: list[Verifier], kind: bytes, path: Path, key_id: bytes) -> Verifi
     return next((key for key in fitting if key.key_id == key_id), fitting[0])
 
 
-def _folder(data: Path) -> Fetch:
-    """The files of a node's own log."""
+async def _in_shards(receipt: Receipt, data: Path, logs: list[Verifier]) -> tuple[State, Found]:
+    """Look through the node's own log, the newest shard first. Raises Failed where what is needed was dropped."""
     reader = open_reader(data, settings_of(data).audit.database)
+    try:
+        shards = await asyncio.to_thread(reader.shards)
+        answers = []
+        for shard in reversed(shards):
+            answers.append(await receipt.follow(_files(reader.shard(shard.number)), logs))
+            if answers[-1][0] is State.INCLUDED:
+                return answers[-1]
+        if shards[0].start and answers[0][0] is State.SUPPRESSED:
+            raise Failed("no shard that is left holds it; older ones were dropped, and it may have been there")
+        return answers[0]
+    finally:
+        reader.close()
+
+
+def _files(shard: Reader) -> Fetch:
+    """What the shard serves, read where it is kept."""
 
     async def fetch(path: str) -> bytes:
         octets: bytes | None
         if path == "checkpoint":
-            signed = await asyncio.to_thread(reader.checkpoint)
+            signed = await asyncio.to_thread(shard.checkpoint)
             octets = None if signed is None else signed.encode()
         else:
-            octets = await asyncio.to_thread(reader.tile, parse_path(path))
+            octets = await asyncio.to_thread(shard.tile, parse_path(path))
         if octets is None:
             raise ProofError(f"the log has no {path}")
         return octets

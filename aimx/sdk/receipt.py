@@ -24,6 +24,7 @@ from aimx.tlog.note import RECEIPT, Verifier
 from aimx.tlog.receipt import PROMISE_SECONDS, Promise
 
 PATIENCE_S = 20.0
+SHARDS = "the newest shard does not hold it, and an earlier one may: check it against the data folder or an export"
 
 
 class ReceiptInvalid(AimxError):
@@ -35,6 +36,10 @@ class Suppressed(AimxError):
 
     The receipt, the message and the log's signed checkpoint prove it to anybody.
     """
+
+
+class ElsewhereLogged(AimxError):
+    """The log has gone on to a new shard, and only that one was asked: an earlier one may hold the message."""
 
 
 class State(StrEnum):
@@ -80,7 +85,11 @@ class Receipt:
 
         `key`: the node's receipt key; without it the one the account has (`vkeys`).
         """
-        key = key or _keys(self.account)[1]
+        if key is None:
+            known = _keys(self.account)[1]
+            key = next((one for one in known if one.key_id == self.issued.key_id), None)
+            if key is None:
+                raise ReceiptInvalid("it was signed by none of the node's keys")
         if key.kind != RECEIPT:
             raise ReceiptInvalid("that is not a key by which receipts are signed")
         if key.key_id != self.issued.key_id:
@@ -106,15 +115,17 @@ class Receipt:
     async def confirm(self) -> State:
         """Ask the node's log for the leaf, and prove the answer. Needs no token: hashes are public.
 
-        Raises Suppressed when the promise is overdue, ReceiptInvalid when the log's files do not hold together,
+        Raises Suppressed when the promise is overdue, ElsewhereLogged when another shard may hold it, ReceiptInvalid when the log's files do not hold together,
         NotConfigured, Unreachable.
         """
-        logs = [_keys(self.account)[0]]
+        logs = _keys(self.account)[0]
         async with _files(self.account) as fetch:
             try:
                 state, _ = await self.follow(fetch, logs)
             except (FormatError, ProofError) as error:
                 raise ReceiptInvalid(f"the log does not hold together: {error}") from None
+        if state is State.SUPPRESSED and len({key.name for key in logs}) > 1:
+            raise ElsewhereLogged(SHARDS)
         if state is State.SUPPRESSED:
             raise Suppressed(f"message {self.eid} was promised to the log and is not in it after {PROMISE_SECONDS} s")
         return state
@@ -174,12 +185,12 @@ def _files(account: Account | None) -> HttpLog:
     return HttpLog(f"https://{host}:{account.http.port}", account.ca)
 
 
-def _keys(account: Account | None) -> tuple[Verifier, Verifier]:
-    """The log's key and the receipts'."""
+def _keys(account: Account | None) -> tuple[list[Verifier], list[Verifier]]:
+    """The log's keys and the receipts', those in force first."""
     if account is None or account.vkeys is None:
         raise NotConfigured("the node's verifier keys are not known; give the account `vkeys` (the node's audit.vkeys)")
     try:
-        log, receipt = (Verifier.parse(line) for line in Path(account.vkeys).read_text().split()[:2])
+        keys = [Verifier.parse(line) for line in Path(account.vkeys).read_text().split()]
     except (OSError, ValueError):
         raise NotConfigured(f"{account.vkeys!r} does not hold the node's verifier keys") from None
-    return log, receipt
+    return [key for key in keys if key.kind != RECEIPT], [key for key in keys if key.kind == RECEIPT]

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import socket
 import sqlite3
 import time
 from collections.abc import Callable
@@ -197,3 +198,43 @@ def test_requests_and_answers_go_by_mail_and_checkpoints_reach_a_mailbox_elsewhe
     assert (done.returncode, done.stdout.split("\n")[0]) == (3, "FORKED")
     done = node.aimx("audit", "check-mail", str(other), check=False)
     assert (done.returncode, done.stdout.split("\n")[0]) == (3, "ALTERED")
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+def peered(folder: Path, name: str, other: str, ports: dict[str, int]) -> str:
+    return f"""\
+listen.peer = "127.0.0.1:{ports[name]}"
+delivery = {{ first_delay = "200ms", breaker_failures = 100 }}
+[domain."{name}.example"]
+[peer.{other}]
+domains = ["{other}.example"]
+ca = {json.dumps(str(folder / other / "data" / "tls" / "ca.pem"))}
+host = "127.0.0.1"
+port = {ports[other]}
+"""
+
+
+def test_two_nodes_cosign_for_each_other_by_mail_alone(tmp_path: Path) -> None:
+    """Requests, conflicts and cosignatures go over the relay; neither node reaches the other's HTTP side."""
+    ports, nodes = {"a": free_port(), "b": free_port()}, {}
+    for name in ports:
+        nodes[name] = NodeProcess(tmp_path / name, config=names(f"{name}.example"))
+        with nodes[name]:
+            pass
+    a, b = nodes["a"], nodes["b"]
+    b.configure(peered(tmp_path, "b", "a", ports) + cosigns(a))
+    with b:
+        mail = '[audit]\nmail_every = "1s"\n[audit.witness.b]\nmail = "witness@b.example"\n'
+        a.configure(peered(tmp_path, "a", "b", ports) + mail + f'vkey = "{witness_vkey(b)}"\n')
+        with a:
+            until(lambda: len(anchors(a)) > 0, "a cosignature that came by mail")
+            first = newest(a)
+            send(a, 3)
+            until(lambda: newest(a) > first, "the next one, proved from the first on")
+            verdict = json.loads(a.aimx("audit", "verify", "--json").stdout)
+            assert verdict["words"][-1] == "WITNESSED 1/1", verdict
+        assert json.loads(b.aimx("audit", "verify", "--json").stdout)["ok"]
