@@ -115,8 +115,8 @@ class Receipt:
     async def confirm(self) -> State:
         """Ask the node's log for the leaf, and prove the answer. Needs no token: hashes are public.
 
-        Raises Suppressed when the promise is overdue, ElsewhereLogged when another shard may hold it, ReceiptInvalid when the log's files do not hold together,
-        NotConfigured, Unreachable.
+        Raises Suppressed when the promise is overdue, ElsewhereLogged when another shard may hold it, ReceiptInvalid
+        when the log's files do not hold together, NotConfigured, Unreachable.
         """
         logs = _keys(self.account)[0]
         async with _files(self.account) as fetch:
