@@ -168,9 +168,9 @@ async def test_looking_up_a_trace_does_not_walk_all_that_the_agent_ever_had(path
 
 
 def is_whole_table(line: str) -> bool:
-    # A recursive CTE's own row; a trace's messages; bodies nobody has used yet; one row for each table that counts its
+    # A recursive CTE's own rows; a trace's messages; bodies nobody has used yet; one row for each table that counts its
     # ids, each worker.
-    recursive = ("SCAN p", "SCAN w", "SCAN walk")
+    recursive = ("SCAN p", "SCAN w", "SCAN walk", "SCAN lane")
     small = (*recursive, "SCAN t", "SCAN body USING INDEX body_unused", "SCAN sqlite_sequence", "SCAN node")
     bounded = line.startswith("SCAN (subquery")  # each has a LIMIT
     return (
@@ -240,8 +240,8 @@ async def use_what_leaves(store: Store) -> None:
     far = 2 * T0
     message = new_message(body=b"x" * 300_000)
     await store.accept(message, [new_target(BOB)], nothing, once=Once(ALICE, "k", b"d", far))
-    away = [new_target("eve@x", transport="relay", destination=f"d{n}") for n in range(70)]
-    await asyncio.gather(*(store.accept(new_message(), [target], nothing) for target in away))
+    away = [new_target("eve@x", transport="relay", destination=f"d{n}") for n in range(1100)]
+    await store.accept(new_message(), away, nothing)
     closed = {target.destination for target in away[:-1]}
     await store.next_due(closed)
     (due,) = await store.claim(far, 1, "n1/0", 1000, lambda _: 1, closed)

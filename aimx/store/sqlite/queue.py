@@ -61,8 +61,8 @@ def claim(
     return taken
 
 
-_FRONT = 64
-"""So many more than asked for are looked at before the lanes are."""
+_FRONT = 1024
+"""So many are looked at before the lanes are."""
 _LANES = (
     "WITH RECURSIVE lane (name) AS (SELECT min(destination) FROM delivery WHERE priority = :priority UNION ALL"
     " SELECT (SELECT min(destination) FROM delivery WHERE priority = :priority AND destination > lane.name) FROM lane"
@@ -72,27 +72,32 @@ _LANES = (
 """The destinations that deliveries of a priority wait for, one step in the index for each, without the closed ones."""
 
 
+_READY = "FROM delivery WHERE priority = :priority AND wake_ms <= :now ORDER BY wake_ms, id"
+_OPEN = "destination NOT IN (SELECT value FROM json_each(:closed))"
+
+
 def _ready(db: sqlite3.Connection, priority: int, now_ms: int, limit: int, closed: Collection[str]) -> list[int]:
     """The ids that may be claimed, longest due first.
 
-    Closed destinations are rare among what waits, or they are most of it. So the front of the queue is looked at; only
-    if it does not suffice each lane is asked, and those of closed destinations are not.
+    What waits for closed destinations gathers at the front of the queue. So the front is looked at, as far as that is
+    cheap; only if it does not suffice each lane is asked, and those of closed destinations are not.
     """
-    look = limit + (_FRONT if closed else 0)
+    here: dict[str, Any] = {"priority": priority, "now": now_ms, "limit": limit}
+    if not closed:
+        return [number for (number,) in db.execute(f"SELECT id {_READY} LIMIT :limit", here)]
+    here |= {"closed": as_json(sorted(closed)), "front": _FRONT}
     front = db.execute(
-        "SELECT id, destination FROM delivery WHERE priority = ? AND wake_ms <= ? ORDER BY wake_ms, id LIMIT ?",
-        (priority, now_ms, look),
+        f"SELECT id FROM (SELECT id, destination {_READY} LIMIT :front) WHERE {_OPEN} LIMIT :limit",  # noqa: S608
+        here,
     ).fetchall()
-    ready = [number for number, destination in front if destination not in closed]
-    if len(ready) >= limit or len(front) < look:
-        return ready[:limit]
-    found = db.execute(  # one for each lane, then the first of all
-        f"{_LANES} SELECT d.id FROM open CROSS JOIN delivery d ON d.id IN (SELECT id FROM delivery"  # noqa: S608
-        " WHERE priority = :priority AND destination = open.name AND wake_ms <= :now ORDER BY wake_ms, id LIMIT :limit)"
-        " ORDER BY d.wake_ms, d.id LIMIT :limit",
-        {"priority": priority, "closed": as_json(sorted(closed)), "now": now_ms, "limit": limit},
-    )
-    return [number for (number,) in found]
+    if len(front) < limit and db.execute(f"SELECT 1 {_READY} LIMIT 1 OFFSET :front", here).fetchone():
+        front = db.execute(  # so many of each lane, then the first of all
+            f"{_LANES} SELECT d.id FROM open CROSS JOIN delivery d ON d.id IN (SELECT id FROM delivery"  # noqa: S608
+            " WHERE priority = :priority AND destination = open.name AND wake_ms <= :now ORDER BY wake_ms, id"
+            " LIMIT :limit) ORDER BY d.wake_ms, d.id LIMIT :limit",
+            here,
+        ).fetchall()
+    return [number for (number,) in front]
 
 
 def _priorities(db: sqlite3.Connection) -> list[int]:
@@ -227,24 +232,27 @@ def next_due(db: sqlite3.Connection, closed: Collection[str]) -> int | None:
     return min(found, default=None)
 
 
+_WAITING = "FROM delivery WHERE priority = :priority AND wake_ms IS NOT NULL ORDER BY wake_ms"
+
+
 def _earliest(db: sqlite3.Connection, priority: int, closed: Collection[str]) -> int | None:
     """As `_ready`: first the front, then the lanes."""
-    look = 1 + (_FRONT if closed else 0)
-    front = db.execute(
-        "SELECT wake_ms, destination FROM delivery WHERE priority = ? AND wake_ms IS NOT NULL ORDER BY wake_ms LIMIT ?",
-        (priority, look),
-    ).fetchall()
-    for wake_ms, destination in front:
-        if destination not in closed:
-            return int(wake_ms)
-    if len(front) < look:
-        return None
-    (wake_ms,) = db.execute(
-        f"{_LANES} SELECT min((SELECT min(wake_ms) FROM delivery WHERE priority = :priority"  # noqa: S608
-        " AND destination = open.name)) FROM open",
-        {"priority": priority, "closed": as_json(sorted(closed))},
+    here: dict[str, Any] = {"priority": priority}
+    if not closed:
+        row = db.execute(f"SELECT wake_ms {_WAITING} LIMIT 1", here).fetchone()
+        return row[0] if row else None
+    here |= {"closed": as_json(sorted(closed)), "front": _FRONT}
+    row = db.execute(
+        f"SELECT wake_ms FROM (SELECT wake_ms, destination {_WAITING} LIMIT :front) WHERE {_OPEN} LIMIT 1",  # noqa: S608
+        here,
     ).fetchone()
-    return None if wake_ms is None else int(wake_ms)
+    if row is None and db.execute(f"SELECT 1 {_WAITING} LIMIT 1 OFFSET :front", here).fetchone():
+        row = db.execute(
+            f"{_LANES} SELECT min((SELECT min(wake_ms) FROM delivery WHERE priority = :priority"  # noqa: S608
+            " AND destination = open.name)) FROM open",
+            here,
+        ).fetchone()
+    return row[0] if row else None
 
 
 # ── looking at the queue, and steering it ────────────────────────────────────────────────────────────────────────────

@@ -207,6 +207,8 @@ class SqliteStore:
         return await self._write(lambda tx: queue.claim(tx, now_ms, limit, owner, lease_ms, delay_ms, closed))
 
     async def next_due(self, closed: Collection[str] = ()) -> int | None:
+        if closed:  # may have to ask lane by lane
+            return await self._reader.far(lambda db: queue.next_due(db, closed))
         return self._reader.near(lambda db: queue.next_due(db, closed))
 
     async def renew(self, due: Due, until_ms: int) -> None:
