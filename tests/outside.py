@@ -94,6 +94,8 @@ class MailServer:
 
     extensions: Sequence[str] = ("PIPELINING", "SIZE 10000000", "8BITMIME", "SMTPUTF8", "ENHANCEDSTATUSCODES")
     answers: dict[str, Answer] = field(default_factory=dict)
+    delays: dict[str, float] = field(default_factory=dict)
+    """Seconds before an answer, by verb."""
     context: ssl.SSLContext | None = None
     """Offers STARTTLS with it."""
     users: Mapping[str, str] = field(default_factory=dict)
@@ -145,6 +147,7 @@ class _Conversation:
 
     async def say(self, verb: str, argument: str, usual: str) -> bool:
         """Whether it was a yes."""
+        await asyncio.sleep(self.server.delays.get(verb, 0))
         answer = self.server.answers.get(verb, usual)
         said = answer(argument) if callable(answer) else answer
         text = usual if said is None else said

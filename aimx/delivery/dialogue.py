@@ -9,6 +9,7 @@ import ssl
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Literal, NamedTuple, TypeVar, cast
 
 from aimx.delivery import sasl_client
@@ -32,7 +33,8 @@ WITHIN: dict[Stage, float] = {
 """Seconds until the other side has answered (RFC 5321 §4.5.3.2)."""
 BLOCK_WITHIN = 180.0
 """Seconds until it has taken a piece of the data (§4.5.3.2.5)."""
-QUIT_WITHIN = 5.0
+QUIT_WITHIN = 1.0
+"""A stopping node waits for it."""
 WRITE_AHEAD = 256 * 1024
 """Octets written that the other side has not taken, before we wait."""
 
@@ -378,9 +380,11 @@ async def _sign_in(wire: Wire, login: Login, known: Extensions) -> None:
         raise Unreachable("auth", "it took our word without proving that it knows us")
 
 
+@cache
 def unverified() -> ssl.SSLContext:
     """TLS with whomever: better than none (RFC 7435)."""
-    context = ssl.create_default_context()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
     return context

@@ -17,6 +17,8 @@ from aimx.store.contract import Due, EventRow, NotFound, SpanRef, Store, Unavail
 from aimx.telemetry.span import Span
 from aimx.tlog.leaf import new_key
 
+AFTER_FAILURE = 0.5
+"""Seconds to wait when the store cannot serve."""
 SHUT = Later("circuit-open", "4.4.1", "the destination failed several times in a row and is left alone for a while")
 
 
@@ -31,7 +33,7 @@ class Outbound:
         self._store = store
         self._node = node
         self._destinations = destinations
-        self._lease = settings.lease
+        self._lease_ms = int(settings.lease * 1000)
 
     async def attempt(self, due: Due, span: Span, now_ms: int, final: bool) -> Result:
         """As `Transport.attempt`. A `Never` is left to the queue to store, with the notice to the sender."""
@@ -42,6 +44,8 @@ class Outbound:
         else:
             met: Result | None = None
             try:
+                if _now_ms() - now_ms > self._lease_ms / 3:
+                    await self._renew(due)  # it has waited for its turn: somebody else may have taken it up meanwhile
                 met = result = await self._carry(due, span)
             finally:
                 self._destinations.leave(destination, met)
@@ -56,14 +60,28 @@ class Outbound:
         parcel = Parcel(due, record, HeaderBlock.parse(header)[0], self._store)
         carrying = asyncio.ensure_future(self._carrier.carry(parcel, span))
         try:
-            while not (await asyncio.wait({carrying}, timeout=self._lease / 3))[0]:
+            while not (await asyncio.wait({carrying}, timeout=self._lease_ms / 3000))[0]:
                 with suppress(Unavailable):
-                    await self._store.renew(due, time.time_ns() // 1_000_000 + int(self._lease * 1000))
+                    await self._renew(due)
             return carrying.result()
         finally:
             if not carrying.done():
                 carrying.cancel()
                 await asyncio.wait({carrying})
+
+    async def _renew(self, due: Due) -> None:
+        await self._store.renew(due, _now_ms() + self._lease_ms)
+
+    async def _settle(self, due: Due, row: EventRow) -> None:
+        """The other side has it: that the store cannot serve for a moment must not send it a second time."""
+        until_ms = _now_ms() + self._lease_ms
+        while True:
+            try:
+                return await self._store.settle(due, [row])
+            except Unavailable:
+                if _now_ms() > until_ms:
+                    raise
+                await asyncio.sleep(AFTER_FAILURE)
 
     async def _record(self, due: Due, result: Result, span: Span, now_ms: int, final: bool) -> None:
         this = attempt.Attempt(
@@ -80,13 +98,17 @@ class Outbound:
         match result:
             case Delivered():
                 row = attempt.departed(self._node, this, due.target, result)
-                await self._store.settle(due, [row])
+                await self._settle(due, row)
             case Later():
                 row = attempt.deferred(self._node, this, due.target, result.reason, attempt.answered(result))
                 await self._store.defer(due, this.span, now_ms, result.reason, [row])
             case Never():
                 pass
         attempt.finish(span, this, due.target, result, row)
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
 
 
 async def close(carriers: list[Carrier]) -> None:

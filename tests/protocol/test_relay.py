@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,8 @@ import pytest
 
 from aimx.identity.certificate import Certificates
 from aimx.message.header import HeaderBlock
+from aimx.store.contract import Due, EventRow, Unavailable
+from aimx.store.sqlite import SqliteStore
 from aimx.telemetry.catalogue import COMMON, span_spec
 from tests.outside import MailServer, NameServer, Zone, name_server
 from tests.protocol.mail_node import MailNode, running
@@ -279,6 +281,54 @@ async def test_a_destination_that_is_down_is_left_alone_and_others_are_not(tmp_p
         await asyncio.sleep(0.3)  # several retries' worth
         assert sum(ev == "message.deferred" for ev, _ in await w.events(answer)) == 2
         assert len(await w.node.store.pending()) == 1
+
+
+async def test_an_answer_that_takes_longer_than_the_lease_sends_nothing_twice(tmp_path: Path) -> None:
+    server = MailServer(delays={"END": 0.9})
+    delivery = QUICK | {"lease": "200ms", "destination_concurrency": 1}
+    async with world(tmp_path, server, delivery=delivery) as w:
+        answers = [await w.node.send("ada", "bob@b.example") for _ in range(3)]
+        await w.settled()
+        assert len(server.mails) == 3
+        for answer in answers:
+            assert [ev for ev, _ in await w.events(answer)] == ["message.accepted", "message.relayed"]
+
+
+async def test_a_node_that_stops_in_the_middle_sends_it_after_the_restart(tmp_path: Path) -> None:
+    server = MailServer(delays={"RCPT": 3600})
+    async with server.listening():
+        up = {"up": {"host": "127.0.0.1", "port": server.port, "tls": "none", "domains": ["*"]}}
+        async with running(tmp_path, ["ada"], relay=up) as node:
+            await node.send("ada", "bob@b.example")
+
+            async def begun() -> bool:
+                return any(command.startswith("RCPT") for command in server.commands)
+
+            await until(begun)
+        server.delays.clear()
+        async with running(tmp_path, relay=up) as node:
+            await server.until(1)
+            await until(lambda: nothing_waits(node))
+        assert len(server.mails) == 1
+
+
+async def test_a_store_that_cannot_serve_after_the_handing_over_sends_nothing_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aimx.delivery.outbound.AFTER_FAILURE", 0.02)
+    failing = iter([Unavailable("not now")] * 3)
+    settle = SqliteStore.settle
+
+    async def sometimes(store: SqliteStore, due: Due, events: Sequence[EventRow]) -> None:
+        for failure in failing:
+            raise failure
+        await settle(store, due, events)
+
+    monkeypatch.setattr(SqliteStore, "settle", sometimes)
+    async with world(tmp_path) as w:
+        await w.node.send("ada", "bob@b.example")
+        await w.settled()
+        assert len(w.server.mails) == 1
 
 
 async def test_other_answers_than_smtp_are_survived(tmp_path: Path) -> None:
