@@ -97,6 +97,32 @@ class Listen(_Section):
     imaps: Address = Endpoint("127.0.0.1", 2993)
     http: Address = Endpoint("127.0.0.1", 8443)
     peer: Address | None = Field(None, description="other AIMX nodes; off until it is asked for")
+    plain: Address | None = Field(None, description="without TLS and passwords, for `[trusted] networks` only")
+
+
+INSIDE: tuple[IpNetwork, ...] = (
+    IPv4Network("127.0.0.0/8"),
+    IPv4Network("10.0.0.0/8"),
+    IPv4Network("172.16.0.0/12"),
+    IPv4Network("192.168.0.0/16"),
+    IPv6Network("::1/128"),
+    IPv6Network("fc00::/7"),
+)
+"""Loopback, and what is private (RFC 1918, RFC 4193)."""
+
+
+def _inside(value: IpNetwork) -> IpNetwork:
+    if not any(value.version == network.version and value.subnet_of(network) for network in INSIDE):  # type: ignore[arg-type]
+        raise ValueError(f"{value} is neither loopback nor private; only those may be trusted")
+    return value
+
+
+class Trusted(_Section):
+    """For devices and benchmarks that know neither TLS nor passwords: `[listen] plain` believes who they say to be."""
+
+    networks: list[Annotated[IpNetwork, AfterValidator(_inside)]] = Field(
+        default_factory=list, description="loopback and private networks whose hosts may send as any agent"
+    )
 
 
 class LoopLimits(_Section):
@@ -386,6 +412,7 @@ class Settings(_Section):
     sign_in: SignIn = SignIn()
     delivery: Delivery = Delivery()
     limits: Limits = Limits()
+    trusted: Trusted = Trusted()
     idempotency: Idempotency = Idempotency()
     audit: Audit = Audit()
     trace: Trace = Trace()
@@ -420,6 +447,20 @@ class Settings(_Section):
                 raise ValueError(
                     f"route {rule.name!r} goes to {kind} {name!r}, which is not there; add [{kind}.{name}]"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _plain_stays_inside(self) -> "Settings":
+        plain = self.listen.plain
+        if plain is None:
+            return self
+        if not self.trusted.networks:
+            raise ValueError(
+                "listen.plain opens a door for trusted networks, and none is named; add [trusted] networks"
+            )
+        address = ip_address("127.0.0.1" if plain.host == "localhost" else plain.host)
+        if not any(address.version == network.version and address in network for network in INSIDE):
+            raise ValueError(f"listen.plain: {plain} is neither loopback nor private; there is no TLS at this door")
         return self
 
     @property

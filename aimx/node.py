@@ -109,6 +109,7 @@ class Ready:
     ca: str
     admin_token_file: str
     peer: str | None = None
+    plain: str | None = None
 
 
 class _Http(uvicorn.Server):
@@ -277,6 +278,17 @@ class Node:
             authorities = [peer.ca for peer in settings.peers.values()]
             servers.append(smtp.Server(door, certificates.peer_context(authorities)))
             addresses["peer"] = servers[-1].listen(bound["peer"], implicit_tls=False)
+        if "plain" in bound:
+            networks = tuple(settings.trusted.networks)
+            door = Door(settings.domains, settings.smtp, directory, intake, budget, networks=networks)
+            servers.append(smtp.Server(door, context))
+            addresses["plain"] = servers[-1].listen(bound["plain"], implicit_tls=False)
+            log.warning(
+                "whoever is in %s may send as any agent, in the clear, at listen.plain (%s)",
+                ", ".join(map(str, networks)),
+                addresses["plain"],
+                extra={"event": "door.plain"},
+            )
         self._stack.push_async_callback(_stop_doors, *servers, imap_server)
         metrics.observe("aimx.smtp.sessions", lambda: [((), sum(each.open_connections for each in servers))])
         self._ticking = [

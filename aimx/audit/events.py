@@ -80,7 +80,10 @@ CATALOGUE: Mapping[str, EventKind] = {
     ),
     "message.accepted": EventKind(
         "a message was answered 250, or AIMX itself wrote it (a DSN)",
-        {"size": "octets of DATA as received", "auth": "how the sender is known: `agent`, `peer`, `aimx`, `none`"},
+        {
+            "size": "octets of DATA as received",
+            "auth": "how the sender is known: `agent`, `network`, `peer`, `aimx`, `none`",
+        },
         _MESSAGE
         | {
             "from": "envelope sender, empty for a DSN",

@@ -13,7 +13,7 @@ The rules, in order:
 
 import random
 from collections.abc import Collection, Sequence
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import ip_address
 from typing import NamedTuple
 
 import dns.asyncresolver
@@ -25,14 +25,13 @@ from dns.rdtypes.ANY.MX import MX as MxRecord
 from aimx.config import IpNetwork
 from aimx.delivery.transport import Later, Never
 from aimx.delivery.verdict import unreachable
+from aimx.network import Address, is_outside
 
 MAX_HOSTS = 10
 MAX_ADDRESSES = 10
 """Looked at of what a domain names; its owner may have written hundreds."""
 ANSWER_WITHIN = 10.0
 CACHED = 10_000
-
-Address = IPv4Address | IPv6Address
 
 
 class Host(NamedTuple):
@@ -99,7 +98,7 @@ class Resolver:
             found: list[Address] = [literal]
         else:
             found = await self._look_up(host)
-        usable = [str(address) for address in found if self._may(address)][:MAX_ADDRESSES]
+        usable = [str(address) for address in found if is_outside(address, self._allowed)][:MAX_ADDRESSES]
         if not usable:
             raise NoWay(Never("dns.forbidden", "5.4.4", f"{host} lies in a network to which this node does not send"))
         return usable
@@ -128,12 +127,6 @@ class Resolver:
         if not mixed:
             raise NoWay(failure or Never("dns.no-address", "5.4.4", f"DNS has no address for {host}"))
         return mixed
-
-    def _may(self, address: Address) -> bool:
-        plain = address.ipv4_mapped or address if isinstance(address, IPv6Address) else address
-        if plain.is_global and not plain.is_multicast:
-            return True
-        return any(plain.version == network.version and plain in network for network in self._allowed)
 
 
 def _system() -> dns.asyncresolver.Resolver:

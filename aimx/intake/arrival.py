@@ -112,7 +112,7 @@ def _conversation(workflow: str) -> Facts:
 def _outcome(tls: str, recipients: int, code: int, enhanced: str) -> Facts:
     return Facts(
         {
-            "tls.protocol.version": tls,
+            **({"tls.protocol.version": tls} if tls else {}),
             "messaging.batch.message_count": recipients,
             "smtp.response.status_code": code,
             "smtp.response.enhanced_code": enhanced,

@@ -153,3 +153,5 @@ class Envelope:
     """Which of the three hands it over: what the message says of its trace, agent and priority is believed by it."""
     by_peer: str = ""
     """The authenticated peer's name; empty at the other doors."""
+    by_network: bool = False
+    """The agent did not sign in: it came from a trusted network and said its name."""

@@ -224,7 +224,8 @@ class Intake:
         message = self._message(envelope, arrival, max(route.priority or 0 for route in routes), planned.hops)
         known = _known(envelope, message, routes, verdict)
         size = envelope.upload.size
-        row = accepted(settings.node, message, arrival.octets, arrival.span, size, known, AUTH[envelope.door])
+        auth = "network" if envelope.by_network else AUTH[envelope.door]
+        row = accepted(settings.node, message, arrival.octets, arrival.span, size, known, auth)
         await self._check_queue(planned)
         with self.pressure.committing():
             outcomes = await commit(

@@ -37,6 +37,7 @@ MAX_REPLIES = 256
 """Replies gathered before they are written at the latest: a peer that does not read them must be noticed in time."""
 
 STOPPING = (421, "4.3.2", "the node is stopping")
+NOT_FROM_THERE = (554, "5.7.1", "your address is in none of the networks that this door is for")
 TOO_MANY = b"421 4.7.0 too many connections from your address; come again later\r\n"
 
 
@@ -73,7 +74,9 @@ class SMTP(aiosmtpd.smtp.SMTP):
         self._server.door.counters.connections += 1
         if self._server.stopping:
             self.leave()
-        elif self._dialog.secure:
+        elif not self._server.door.admits(self.peer.host):
+            self._end(*NOT_FROM_THERE)
+        elif self._dialog.secure or self._server.door.networks:
             # What came with the handshake is delivered a turn of the loop later, before this: early talk is still seen.
             self._loop.call_soon(self._loop.call_soon, self._greet)
         else:
@@ -248,7 +251,7 @@ class SMTP(aiosmtpd.smtp.SMTP):
         """When, as things stand, the connection has been too slow."""
         settings = self._server.door.settings
         due = self._moved + settings.idle_timeout
-        if self.stranger:
+        if self.stranger and self._server.door.asks_for_proof:
             due = min(due, self._since + SIGN_IN_WITHIN)
         if self._data_since is not None and self._dialog is not None:
             allowed = settings.data_timeout + self._dialog.received / settings.min_rate

@@ -7,7 +7,7 @@ State, and who may do what in it:
 
 | state | reached by | allowed beside NOOP and QUIT |
 |---|---|---|
-| clear | connecting | EHLO, STARTTLS (RFC 3207 §4) |
+| clear | connecting | EHLO, STARTTLS (RFC 3207 §4); at a door without TLS: as signed in |
 | secured | TLS | EHLO, HELO, RSET, VRFY, HELP; after EHLO: AUTH |
 | signed in | AUTH; at the doors of peers and strangers: TLS | EHLO, HELO, RSET, VRFY, HELP, MAIL |
 | mail | MAIL | RSET, EHLO, VRFY, HELP, RCPT |
@@ -15,7 +15,7 @@ State, and who may do what in it:
 | data | DATA | the message, then back to signed in |
 
 Policy: an agent sends as itself only (`identity.sender`), a peer as whomever, since it answers for its own; each to
-whom intake knows a way from this door.
+whom intake knows a way from this door. Who comes from a trusted network is the agent that MAIL names.
 """
 
 import logging
@@ -26,13 +26,14 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
-from aimx.config import Smtp
+from aimx.config import IpNetwork, Smtp
 from aimx.identity.agents import Denied, Directory, Granted, SignInDialog
 from aimx.identity.peers import Peers
 from aimx.identity.sasl import MECHANISMS, Challenge
 from aimx.identity.sender import envelope_refusal
 from aimx.intake.envelope import Envelope, HeaderTooLarge, Reply, SpanEvent, Upload
 from aimx.intake.pressure import of_store
+from aimx.network import contains
 from aimx.rate import Rate
 from aimx.smtp import parameters
 from aimx.smtp.address import BadParameter, BadPath, Path, parse_path
@@ -113,13 +114,16 @@ class Door:
     """Who comes in here: agents sign in, peers show a certificate, strangers do neither."""
     peers: Peers | None = None
     """Whose certificates are known, at the door of peers."""
+    networks: tuple[IpNetwork, ...] = ()
+    """Where there are any: only who comes from them is let in, without TLS, as the agent that it says it is."""
     counters: Counters = field(default_factory=Counters)
     clear_ehlo: bytes = b""
     secure_ehlo: bytes = b""
 
     def __post_init__(self) -> None:
         common = ["PIPELINING", f"SIZE {self.settings.max_size}", "8BITMIME", "SMTPUTF8", "ENHANCEDSTATUSCODES", "DSN"]
-        self.clear_ehlo = _lines(250, [self.domains[0], *common, "STARTTLS"])
+        clear = ["MT-PRIORITY", "HELP"] if self.networks else ["STARTTLS"]
+        self.clear_ehlo = _lines(250, [self.domains[0], *common, *clear])
         match self.trust:
             case Trust.AGENT:
                 more = [f"AUTH {' '.join(MECHANISMS)}", "MT-PRIORITY", "HELP"]
@@ -128,6 +132,15 @@ class Door:
             case Trust.STRANGER:
                 more = ["HELP"]
         self.secure_ehlo = _lines(250, [self.domains[0], *common, *more])
+
+    def admits(self, host: str) -> bool:
+        """Whether somebody at this address may come in at all."""
+        return not self.networks or contains(self.networks, host)
+
+    @property
+    def asks_for_proof(self) -> bool:
+        """Who comes in has to prove who it is, and soon."""
+        return self.trust is not Trust.STRANGER and not self.networks
 
     def recognise(self, certificate: bytes | None) -> str:
         """The peer whose certificate this is (DER); empty: nobody's."""
@@ -225,7 +238,7 @@ class Session:
 
     @property
     def signed_in(self) -> bool:
-        return self._agent is not None or bool(self._by_peer)
+        return self._agent is not None or bool(self._by_peer or self._door.networks)
 
     @property
     def has_message(self) -> bool:
@@ -328,7 +341,7 @@ class Session:
         if command is None:
             self._unknown(verb)
             return None
-        if self._tls is None and verb not in IN_CLEAR:
+        if self._tls is None and verb not in IN_CLEAR and not self._door.networks:
             raise ProtocolError(530, "5.7.0", "must issue a STARTTLS command first")
         return command(self, _decoded(verb, rest))
 
@@ -364,6 +377,8 @@ class Session:
             raise ProtocolError(501, "5.5.4", "STARTTLS takes no argument")
         if self._tls is not None:
             raise ProtocolError(503, "5.5.1", "TLS is already active")
+        if self._door.networks:
+            raise ProtocolError(502, "5.5.1", "this door has no TLS")
         self._say(220, "2.0.0", "ready to start TLS")
         self.wants_tls = True
 
@@ -391,7 +406,7 @@ class Session:
     # ── sign-in (RFC 4954) ──
 
     def _auth(self, argument: str) -> Awaitable[None]:
-        if self._door.trust is not Trust.AGENT:
+        if self._door.trust is not Trust.AGENT or self._door.networks:
             raise ProtocolError(502, "5.5.1", "nobody signs in here")
         if self._agent is not None:
             raise ProtocolError(503, "5.5.1", "already signed in")
@@ -451,31 +466,38 @@ class Session:
         if argument[:5].upper() != "FROM:":
             raise ProtocolError(501, "5.5.4", "MAIL FROM:<address>")
         path = self._path(argument[5:])
-        if self._agent is None:
+        if self._door.networks:
+            agent = path.address
+        elif self._agent is not None:
+            agent = self._agent.address
+        else:
             self._begin(path)
             return None
-        known = self._door.directory.remembered(self._agent.address)
+        known = self._door.directory.remembered(agent)
         if known is None:
-            return self._begin_after_look_up(path)
+            return self._begin_after_look_up(path, agent)
         self._begin_as(path, known[0])
         return None
 
     def _require_trust(self) -> None:
         """Whoever the door is for has to be proved by now."""
         match self._door.trust:
-            case Trust.AGENT if self._agent is None:
+            case Trust.AGENT if not self.signed_in:
                 raise ProtocolError(530, "5.7.0", "sign in first (AUTH)")
             case Trust.PEER if not self._by_peer:
                 raise ProtocolError(530, "5.7.0", "this door is for peers, and your certificate is none of theirs")
             case _:
                 pass
 
-    async def _begin_after_look_up(self, path: Path) -> None:
-        assert self._agent is not None
-        self._begin_as(path, await self._door.directory.agent(self._agent.address))
+    async def _begin_after_look_up(self, path: Path, agent: str) -> None:
+        self._begin_as(path, await self._door.directory.agent(agent))
 
     def _begin_as(self, path: Path, agent: Agent | None) -> None:
         """`agent`: as the directory has it now. Who was disabled or got another password sends no more."""
+        if self._door.networks:
+            if agent is None or agent.disabled:
+                raise Refused(550, "5.7.1", "send as an agent: who comes from this network is believed its name")
+            self._agent = agent
         assert self._agent is not None
         if agent is None or agent.disabled or agent.credential != self._agent.credential:
             self.farewell(421, "4.7.0", "your account was changed; sign in again")
@@ -635,6 +657,7 @@ class Session:
             started_ns=transaction.started_ns,
             door=self._door.trust,
             by_peer=self._by_peer,
+            by_network=bool(self._door.networks),
             priority=transaction.asked.priority,
             reports={
                 address: transaction.asked.reports | asked
@@ -662,7 +685,7 @@ class Session:
 
     def _protocol(self, utf8: bool) -> str:
         """The `with` clause of Received (RFC 3848, RFC 6531 §4.3)."""
-        security = ("S" if self._tls else "") + ("A" if self._agent is not None else "")
+        security = ("S" if self._tls else "") + ("A" if self._agent is not None and not self._door.networks else "")
         return f"UTF8SMTP{security}" if utf8 else f"ESMTP{security}" if self._esmtp else "SMTP"
 
     def _path(self, argument: str) -> Path:

@@ -68,6 +68,11 @@ def test_from_a_flag() -> None:
         ("[delivery]\nfactor = inf", "delivery.factor: "),
         ("[delivery]\ndeadline = '99999999d'", "delivery.deadline: "),
         ("[delivery]\nfirst_delay = 0", "delivery.first_delay: "),
+        ("[trusted]\nnetworks = ['0.0.0.0/0']", "trusted.networks 1: 0.0.0.0/0 is neither loopback nor private"),
+        ("[trusted]\nnetworks = ['8.8.8.0/24']", "trusted.networks 1: "),
+        ("[trusted]\nnetworks = ['10.0.0.0/7']", "trusted.networks 1: "),
+        ("[listen]\nplain = '127.0.0.1:0'", "listen.plain opens a door for trusted networks, and none is named"),
+        ("[listen]\nplain = '0.0.0.0:0'\n[trusted]\nnetworks = ['10.0.0.0/8']", "listen.plain: 0.0.0.0:0 is neither"),
     ],
 )
 def test_from_the_file(tmp_path: Path, text: str, begins: str) -> None:
