@@ -24,8 +24,9 @@ from aimx.store.contract import (
 from aimx.store.flags import ACKED, DELETED, SEEN, encode
 from aimx.store.postgres import bodies, flags
 from aimx.store.postgres.connection import Db
-from aimx.store.postgres.events import as_json, record
+from aimx.store.postgres.events import as_json, numbers, record
 from aimx.store.postgres.once import Keys
+from aimx.store.postgres.table import Table
 from aimx.store.postgres.text import storable, storable_or_none
 from aimx.store.postgres.writer import Tx
 
@@ -175,13 +176,7 @@ def entry(slot: Slot, bits: int, message: int, internal_ms: int, saved_ms: int, 
 # ── the batch ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _insert(table: str, **columns: str) -> str:
-    """An INSERT of many rows: an array for each column, in this order."""
-    arrays = ", ".join(f"${n}::{kind}[]" for n, kind in enumerate(columns.values(), 1))
-    return f"INSERT INTO {table} ({', '.join(columns)}) SELECT * FROM unnest({arrays})"  # noqa: S608
-
-
-_MESSAGE = _insert(
+_MESSAGE = Table(
     "message",
     id="bigint",
     eid="text",
@@ -210,9 +205,9 @@ _MESSAGE = _insert(
     body_size="bigint",
     once_key="text",
 )
-_CONTENT = _insert("content", message="bigint", header="bytea", data="bytea", body="bigint")
-_PARTY = _insert("party", address="text", message="bigint", role="smallint", trace="bytea")
-_CHAIN = _insert(
+_CONTENT = Table("content", message="bigint", header="bytea", data="bytea", body="bigint")
+_PARTY = Table("party", address="text", message="bigint", role="smallint", trace="bytea")
+_CHAIN = Table(
     "chain",
     loop_key="text",
     message="bigint",
@@ -226,7 +221,7 @@ _CHAIN = _insert(
     template="bytea",
     depth="int",
 )
-ENTRY = _insert(
+ENTRY = Table(
     "entry",
     owner="bigint",
     mailbox="bigint",
@@ -238,7 +233,7 @@ ENTRY = _insert(
     saved_ms="bigint",
     size="bigint",
 )
-_DELIVERY = _insert(
+_DELIVERY = Table(
     "delivery",
     id="bigint",
     message="bigint",
@@ -267,11 +262,6 @@ _CHAINS = """
 SELECT k.loop_key, c.n, c.first_ms FROM unnest($1::text[]) k (loop_key) CROSS JOIN LATERAL
     (SELECT n, first_ms FROM chain WHERE loop_key = k.loop_key AND writer = $2 ORDER BY n DESC LIMIT 1) c
 """
-
-
-async def insert(db: Db, statement: str, rows: Sequence[Sequence[Any]]) -> None:
-    if rows:
-        await db.execute(statement, *zip(*rows, strict=True))
 
 
 class Acceptor:
@@ -307,8 +297,8 @@ class Acceptor:
             bits=bits,
             keys=keys,
             chains=await self._chains(db, {storable(call.message.loop_key) for call in calls}),
-            messages_from=iter(await _ids(db, "message_id", len(calls))),
-            deliveries_from=iter(await _ids(db, "delivery_id", _most_queued(calls, slots))),
+            messages_from=iter(await numbers(db, "message_id", len(calls))),
+            deliveries_from=iter(await numbers(db, "delivery_id", _most_queued(calls, slots))),
             open_deliveries=await _open_deliveries(db, settled) if settled else set(),
             unused_bodies=await _unused_bodies(db, staged) if staged else set(),
         )
@@ -324,12 +314,12 @@ class Acceptor:
             body = await bodies.put(db, self._writer, data)
             lot.contents[place] = (*row[:3], body.id)
             lot.used_bodies.append(body.id)
-        await insert(db, _MESSAGE, lot.messages)
-        await insert(db, _CONTENT, lot.contents)
-        await insert(db, _PARTY, lot.parties)
-        await insert(db, _CHAIN, [(key, number, self._writer, *rest) for key, number, *rest in lot.chain_rows])
-        await insert(db, ENTRY, lot.entries)
-        await insert(db, _DELIVERY, lot.deliveries)
+        await _MESSAGE.add(db, lot.messages)
+        await _CONTENT.add(db, lot.contents)
+        await _PARTY.add(db, lot.parties)
+        await _CHAIN.add(db, [(key, number, self._writer, *rest) for key, number, *rest in lot.chain_rows])
+        await ENTRY.add(db, lot.entries)
+        await _DELIVERY.add(db, lot.deliveries)
         if lot.used_bodies:
             await db.execute("UPDATE body SET used = true WHERE id = ANY ($1::bigint[])", lot.used_bodies)
         if lot.settled:
@@ -354,13 +344,6 @@ def _most_queued(calls: list[Acceptance], slots: Slots) -> int:
         or slot.owner.quota is not None
         or slot.owner.max_unacked is not None
     )
-
-
-async def _ids(db: Db, sequence: str, count: int) -> list[int]:
-    if not count:
-        return []
-    found = await db.fetch("SELECT nextval($1::text::regclass) FROM generate_series(1, $2::int)", sequence, count)
-    return [row[0] for row in found]
 
 
 async def _open_deliveries(db: Db, ids: set[int]) -> set[int]:

@@ -1,12 +1,13 @@
-"""Agents and their tokens. Read anew on each use: another process may have changed them."""
+"""Agents and their tokens, and a memory of agents: each message asks for several."""
 
 from collections.abc import Sequence
 from typing import Any
 
 from aimx.store.contract import Agent, AlreadyExists, Credential, EventRow, MailboxKey, NotFound
 from aimx.store.postgres import mailboxes
-from aimx.store.postgres.connection import Db
+from aimx.store.postgres.connection import Db, Pool
 from aimx.store.postgres.events import record
+from aimx.store.postgres.notify import Notifier
 from aimx.store.postgres.text import storable
 from aimx.store.postgres.writer import Tx
 
@@ -75,6 +76,34 @@ async def number(db: Db, address: str) -> int | None:
 async def one(db: Db, address: str) -> Agent | None:
     row = await db.fetchrow(f"SELECT {_COLUMNS} FROM agent WHERE address = $1", storable(address))  # noqa: S608
     return _agent(row) if row else None
+
+
+class Known:
+    """Agents as they were last read, and addresses that were none. Forgotten when any process changes one."""
+
+    MOST = 10_000
+
+    def __init__(self, notifier: Notifier, pool: Pool) -> None:
+        self._notifier = notifier
+        self._pool = pool
+        self._found: dict[str, Agent | None] = {}
+        self._changes = 0
+        notifier.subscribe("agents", self._forget)
+
+    def _forget(self) -> None:
+        self._changes += 1
+        self._found.clear()
+
+    async def agent(self, address: str) -> Agent | None:
+        if address in self._found and self._notifier.stands:
+            return self._found[address]
+        changes = self._changes
+        found = await self._pool.read(lambda db: one(db, address))
+        if changes == self._changes:  # else what was read may be what stood there before
+            if len(self._found) >= self.MOST:
+                self._found.clear()
+            self._found[address] = found
+        return found
 
 
 async def every(db: Db) -> list[Agent]:

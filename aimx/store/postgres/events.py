@@ -6,42 +6,55 @@ from typing import Any
 
 from aimx.store.contract import EventRow, StoredEvent
 from aimx.store.postgres.connection import Db
+from aimx.store.postgres.table import Table
 from aimx.store.postgres.text import storable, storable_or_none
 from aimx.store.postgres.writer import Tx
 
 as_json = json.JSONEncoder(separators=(",", ":")).encode
 """Made once: `json.dumps` with arguments makes an encoder at each call."""
 
-_INSERT = """
-WITH given AS (
-    INSERT INTO event (seq, eid, ev, t_ms, trace_id, span_id, leaf, ref, agent, key, detail)
-    SELECT nextval('event_seq'), g.* FROM unnest($1::text[], $2::text[], $3::bigint[], $4::bytea[], $5::bytea[],
-        $6::bytea[], $7::text[], $8::text[], $9::bytea[], $10::text[]) g
-    RETURNING seq, t_ms
+_EVENT = Table(
+    "event",
+    seq="bigint",
+    eid="text",
+    ev="text",
+    t_ms="bigint",
+    trace_id="bytea",
+    span_id="bytea",
+    leaf="bytea",
+    ref="text",
+    agent="text",
+    key="bytea",
+    detail="text",
 )
-INSERT INTO outbox (seq, t_ms) SELECT seq, t_ms FROM given
-"""
-_LINK = """
-INSERT INTO event_message (message_eid, seq, n)
-SELECT l.eid, v.seq, l.n FROM unnest($1::text[], $2::text[], $3::int[]) l (eid, event, n)
-JOIN event v ON v.eid = l.event
-"""
+_OUTBOX = Table("outbox", seq="bigint", t_ms="bigint")
+_MESSAGES = Table("event_message", message_eid="text", seq="bigint", n="int")
 
 
-async def record(tx: Tx, events: Iterable[EventRow]) -> None:
+async def numbers(db: Db, sequence: str, count: int) -> list[int]:
+    """The next ones of a sequence, rising."""
+    if not count:
+        return []
+    found = await db.fetch("SELECT nextval($1::text::regclass) FROM generate_series(1, $2::int)", sequence, count)
+    return [row[0] for row in found]
+
+
+async def record(tx: Tx, events: Sequence[EventRow]) -> None:
     """Write them in the order given, into timeline and outbox."""
-    rows, links = [], []
-    for row in events:
+    if not events:
+        return
+    rows, waiting, links = [], [], []
+    for seq, row in zip(await numbers(tx.db, "event_seq", len(events)), events, strict=True):
         detail = as_json(row.detail) if row.detail else "{}"
         agent = storable_or_none(row.agent)
-        rows.append((row.eid, row.ev, row.t_ms, row.trace_id, row.span_id, row.leaf, row.ref, agent, row.key, detail))
-        links += [(eid, row.eid, n) for n, eid in enumerate(dict.fromkeys(row.messages))]
-    if not rows:
-        return
-    await tx.db.execute(_INSERT, *zip(*rows, strict=True))
-    if links:
-        await tx.db.execute(_LINK, *zip(*links, strict=True))
-    tx.proofs.append(rows[0][0])
+        about = (row.ref, agent, row.key, detail)
+        rows.append((seq, row.eid, row.ev, row.t_ms, row.trace_id, row.span_id, row.leaf, *about))
+        waiting.append((seq, row.t_ms))
+        links += [(eid, seq, n) for n, eid in enumerate(dict.fromkeys(row.messages))]
+    await _EVENT.add(tx.db, rows)
+    await _OUTBOX.add(tx.db, waiting)
+    await _MESSAGES.add(tx.db, links)
+    tx.proofs.append(events[0].eid)
     tx.topics.add("events")
 
 

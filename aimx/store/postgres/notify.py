@@ -55,9 +55,15 @@ class Notifier:
         self._unsettled: set[Topic] = set()
         """Counters that had moved then: the transaction that moved them may have been still under way."""
 
+    @property
+    def stands(self) -> bool:
+        """Whether the others would be heard now."""
+        return self._db is not None and not self._db.is_closed()
+
     def subscribe(self, topic: Topic, callback: Callable[[], None]) -> Callable[[], None]:
         token = object()
         self._subscribers.setdefault(topic, {})[token] = callback
+        self._seen.pop(topic, None)  # to be called at the next look: see there
         if isinstance(topic, MailboxKey):
             self._mailboxes[topic.id] = topic
 

@@ -95,6 +95,7 @@ class PostgresStore:
         name = f"aimx {self._owner}"
         self._notifier = Notifier(self._url, name)
         self._pool, self._own = Pool(self._url, name, self._size), Pool(self._url, name, 1)
+        self._agents = agents.Known(self._notifier, self._pool)
         self._writer = Writer(self._pool, self._notifier.changed)
         self._number = await self._write(lambda tx: nodes.number(tx, self._owner + " guest" * self._guest))
         self._acceptances = Groups(Writer(self._own, self._notifier.changed), Acceptor(self._number))
@@ -144,7 +145,7 @@ class PostgresStore:
         await self._write(lambda tx: agents.remove(tx, address, events))
 
     async def agent(self, address: str) -> Agent | None:
-        return await self._pool.read(lambda db: agents.one(db, address))
+        return await self._agents.agent(address)
 
     async def agents(self) -> list[Agent]:
         return await self._pool.read(agents.every)

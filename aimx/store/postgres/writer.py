@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import asyncpg
 
+from aimx.failpoint import reach
 from aimx.store.contract import Topic, Unavailable
 from aimx.store.postgres.connection import Complaint, Db, Pool, connect, is_blocked, is_lost, refusal
 
@@ -106,6 +107,7 @@ class Writer:
             db.terminate()
 
     async def _commit(self, tx: Tx) -> None:
+        reach("store.commit")
         try:
             status = await tx.db.execute("COMMIT")
         except Exception as error:
@@ -115,6 +117,7 @@ class Writer:
             raise Undone(error) from error
         if status != "COMMIT":
             raise Undone(RuntimeError("a statement had failed and nobody looked"))
+        reach("store.committed")
 
     async def _has_landed(self, tx: Tx) -> bool:
         """Whether a commit was done whose answer did not come. Raises Unavailable when that cannot be known."""
