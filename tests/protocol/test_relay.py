@@ -12,6 +12,7 @@ import pytest
 
 from aimx.identity.certificate import Certificates
 from aimx.message.header import HeaderBlock
+from aimx.sidecar.timeline import timeline
 from aimx.store.contract import Due, EventRow, Unavailable
 from aimx.store.sqlite import SqliteStore
 from aimx.telemetry.catalogue import COMMON, span_spec
@@ -92,6 +93,20 @@ async def test_a_mail_goes_to_the_host_that_dns_names(tmp_path: Path) -> None:
         assert [ev for ev, _ in events] == ["message.accepted", "message.relayed"]
         said = events[1][1]
         assert (said["host"], said["code"], said["via"], said["attempt"]) == ("mx.b.example", 250, "mx", 1)
+
+
+async def test_the_timeline_says_who_took_it(tmp_path: Path) -> None:
+    async with world(tmp_path) as w:
+        answer = await w.node.send("ada", "bob@b.example")
+        await w.server.until(1)
+        await w.settled()
+        (entry,) = (await timeline(w.node.store, await w.eid(answer))).entries
+        assert entry.outcome == "delivered"
+        assert [step.text for step in entry.steps][-2:] == [
+            "recipient: relay bob@b.example",
+            "handed over for bob@b.example to mx.b.example by mx",
+        ]
+        assert (await w.node.verify()).ok
 
 
 async def test_what_names_our_insides_stays_behind_and_the_trace_goes_along(tmp_path: Path) -> None:
