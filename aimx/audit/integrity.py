@@ -94,7 +94,7 @@ def check(
     report.remembered = len(remembered)
     outside = _claims(notes, report)
     believed, erased, previous = set(given), set(memory.erased if memory else ()), None
-    for reader in readers:
+    for number, reader in enumerate(readers):
         newest = reader is readers[-1]
         walk, claims, outside = _read(reader, given, outside, report, memory, progress)
         erased |= walk.erased
@@ -102,7 +102,13 @@ def check(
             _check_succession(previous, walk, believed, report)
         else:
             report.dropped = walk.shard.start
-        sound = _judge(walk, claims, believed, restored=not newest and walk.closed is None, report=report)
+        lost = 0
+        if (
+            not newest and walk.closed is None
+        ):  # an old copy was put back; the next shard's first leaf says how much went
+            lost = max(0, readers[number + 1].described().start - walk.shard.end)
+            report.lost += lost
+        sound = _judge(walk, claims, believed, lost, report)
         _believe(walk, sound, believed, given, report)
         if newest:
             _check_signed_in_time(reader, walk, claims, report)
@@ -170,7 +176,7 @@ def _claims(notes: Sequence[tuple[str, str]], report: Report) -> list[Claim]:
     return claims
 
 
-def _judge(walk: Walk, claims: list[Claim], believed: set[Verifier], *, restored: bool, report: Report) -> list[Held]:
+def _judge(walk: Walk, claims: list[Claim], believed: set[Verifier], lost: int, report: Report) -> list[Held]:
     """Each claim's signatures, then whether it is a state the shard went through. Returns the sound ones."""
     sound: list[Held] = []
     for claim in claims:
@@ -185,7 +191,7 @@ def _judge(walk: Walk, claims: list[Claim], believed: set[Verifier], *, restored
         report.checkpoints += 1
         sound.append((claim, held))
     for claim, _ in sound:
-        _check_claim(claim, walk, restored, report)
+        _check_claim(claim, walk, lost, report)
     return sound
 
 
@@ -205,14 +211,13 @@ def _believe(walk: Walk, sound: list[Held], believed: set[Verifier], given: Sequ
             report.add("key-strange", f"{key.name} never spoke under {key.vkey()}, which was given as its key")
 
 
-def _check_claim(claim: Claim, walk: Walk, restored: bool, report: Report) -> None:
+def _check_claim(claim: Claim, walk: Walk, lost: int, report: Report) -> None:
+    """`lost`: how many leaves after this shard's last are said to be lost."""
     size, root = claim.found.size, claim.found.root
     held = walk.shard.size
-    if size > held:
-        if restored:  # the next shard's first leaf says so
-            report.lost = max(report.lost, size - held)
-        else:
-            report.add("truncated", f"{claim.source} counts {size} leaves, the log holds {held}")
+    if size > held + lost:
+        said = f" and {lost} are said to be lost" if lost else ""
+        report.add("truncated", f"{claim.source} counts {size} leaves, the log holds {held}{said}")
     elif size in walk.roots and walk.roots[size] != root:
         ours, theirs = base64.b64encode(walk.roots[size]).decode(), base64.b64encode(root).decode()
         text = f"{claim.source} was signed for {size} leaves with root {theirs}; they now give {ours}"

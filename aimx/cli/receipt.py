@@ -12,7 +12,7 @@ from aimx.audit.log import Reader
 from aimx.audit.place import open_reader
 from aimx.cli.failure import Failed
 from aimx.cli.folder import settings_of
-from aimx.sdk.receipt import SHARDS, HttpLog, Receipt, ReceiptInvalid, State, of_reply
+from aimx.sdk.receipt import ElsewhereLogged, HttpLog, Receipt, ReceiptInvalid, State, of_reply
 from aimx.tlog.errors import FormatError, ProofError
 from aimx.tlog.inclusion import Fetch, Found
 from aimx.tlog.note import ED25519, RECEIPT, Verifier
@@ -74,10 +74,10 @@ async def check(asked: Asked, data: Path) -> Checked:
         if asked.url is not None:
             async with HttpLog(asked.url, asked.ca) as fetch:
                 checked.state, found = await receipt.follow(fetch, logs)
-            if checked.state is State.SUPPRESSED and len({key.name for key in logs}) > 1:
-                raise Failed(SHARDS)
         else:
             checked.state, found = await _in_shards(receipt, data, logs)
+    except ElsewhereLogged as error:
+        raise Failed(str(error)) from None
     except (FormatError, ProofError) as error:
         checked.valid = False
         checked.lines.append(f"  log       {error}")

@@ -24,7 +24,6 @@ from aimx.tlog.note import RECEIPT, Verifier
 from aimx.tlog.receipt import PROMISE_SECONDS, Promise
 
 PATIENCE_S = 20.0
-SHARDS = "the newest shard does not hold it, and an earlier one may: check it against the data folder or an export"
 
 
 class ReceiptInvalid(AimxError):
@@ -39,7 +38,7 @@ class Suppressed(AimxError):
 
 
 class ElsewhereLogged(AimxError):
-    """The log has gone on to a new shard, and only that one was asked: an earlier one may hold the message."""
+    """No shard that is left holds the message; one that was dropped, its retention over, may have."""
 
 
 class State(StrEnum):
@@ -104,19 +103,29 @@ class Receipt:
         raise ReceiptInvalid("the signature is not about this message, this sender and these recipients")
 
     async def follow(self, fetch: Fetch, logs: Sequence[Verifier]) -> tuple[State, Found]:
-        """Look for the leaf in the log whose files `fetch` gets. Raises FormatError and ProofError for files that do
-        not prove what they say."""
-        found = await find(fetch, self.leaf, logs)
-        if found.place is not None:
-            return State.INCLUDED, found
-        late = time.time() - self.t_ms / 1000 > PROMISE_SECONDS
-        return State.SUPPRESSED if late else State.PENDING, found
+        """Look for the leaf in the log whose files `fetch` gets, then in the closed shards that it lists.
+
+        Raises FormatError and ProofError for files that do not prove what they say, ElsewhereLogged.
+        """
+        newest = await find(fetch, self.leaf, logs)
+        if newest.place is not None:
+            return State.INCLUDED, newest
+        closed, dropped = await _closed(fetch)
+        for name in closed:
+            found = await find(_within(fetch, name), self.leaf, logs)
+            if found.place is not None:
+                return State.INCLUDED, found
+        if time.time() - self.t_ms / 1000 <= PROMISE_SECONDS:
+            return State.PENDING, newest
+        if dropped:
+            raise ElsewhereLogged("no shard that is left holds it; older ones were dropped, and it may have been there")
+        return State.SUPPRESSED, newest
 
     async def confirm(self) -> State:
         """Ask the node's log for the leaf, and prove the answer. Needs no token: hashes are public.
 
-        Raises Suppressed when the promise is overdue, ElsewhereLogged when another shard may hold it, ReceiptInvalid
-        when the log's files do not hold together, NotConfigured, Unreachable.
+        Raises Suppressed when the promise is overdue, ElsewhereLogged when a shard that was dropped may have held it,
+        ReceiptInvalid when the log's files do not hold together, NotConfigured, Unreachable.
         """
         logs = _keys(self.account)[0]
         async with _files(self.account) as fetch:
@@ -124,8 +133,6 @@ class Receipt:
                 state, _ = await self.follow(fetch, logs)
             except (FormatError, ProofError) as error:
                 raise ReceiptInvalid(f"the log does not hold together: {error}") from None
-        if state is State.SUPPRESSED and len({key.name for key in logs}) > 1:
-            raise ElsewhereLogged(SHARDS)
         if state is State.SUPPRESSED:
             raise Suppressed(f"message {self.eid} was promised to the log and is not in it after {PROMISE_SECONDS} s")
         return state
@@ -176,6 +183,25 @@ class HttpLog:
         if response.status_code != 200:
             raise Unreachable(f"{self._url}/{path} answers {response.status_code}")
         return response.content
+
+
+async def _closed(fetch: Fetch) -> tuple[list[str], bool]:
+    """The closed shards that a log lists, newest first, and whether older ones were dropped.
+
+    Whoever runs the log may say so falsely and be believed: then nothing is proved, and the answer is no `INCLUDED`.
+    """
+    try:
+        lines = [line.split(" ") for line in (await fetch("log/shards")).decode().splitlines()]
+        return [line[0].rpartition("/")[2] for line in lines[-2::-1]], bool(lines) and lines[0][1] != "0"
+    except (Unreachable, FormatError, ProofError, UnicodeDecodeError, IndexError):
+        return [], False
+
+
+def _within(fetch: Fetch, shard: str) -> Fetch:
+    async def fetched(path: str) -> bytes:
+        return await fetch(f"log/{shard}/{path}")
+
+    return fetched
 
 
 def _files(account: Account | None) -> HttpLog:

@@ -14,7 +14,7 @@ from fastapi.responses import PlainTextResponse, Response
 from aimx.audit.anchoring import trust_of
 from aimx.audit.events import ACCEPTANCE
 from aimx.audit.evidence import event_proofs
-from aimx.audit.log import NotCovered
+from aimx.audit.log import NotCovered, Reader
 from aimx.audit.verify import verify
 from aimx.sidecar import access
 from aimx.sidecar.access import Admin, Here, SignedIn
@@ -104,18 +104,33 @@ def _wanted(events: list[StoredEvent], event: str | None) -> StoredEvent:
     raise Problem("not-found", "The message has no such event that this token may see; it lists them under `events`.")
 
 
+_CHECKPOINT = {
+    200: content("text/plain", "A C2SP checkpoint: a signed note."),
+    **problems("not-found", "invalid-request", "unavailable"),
+}
+_ENTRIES = {
+    200: content("application/octet-stream", "Up to 256 leaves, each after two octets of length.", binary=True),
+    **problems("unauthenticated", "forbidden", "not-found", "invalid-request", "unavailable"),
+}
+_TILE = {
+    200: content("application/octet-stream", "Up to 256 hashes of 32 octets.", binary=True),
+    **problems("not-found", "invalid-request", "unavailable"),
+}
+Level = Annotated[str, Path(pattern=_LEVEL, description="0 holds the leaves' hashes.", examples=["0"])]
+Shard = Annotated[
+    str, Path(pattern=r"^[0-9a-z.-]{1,64}$", description="The last part of a log's name.", examples=["2026h2"])
+]
+
+
 @router.get(
     "/checkpoint",
     summary="The log's newest signed checkpoint",
     operation_id="getCheckpoint",
     response_class=PlainTextResponse,
-    responses={200: content("text/plain", "A C2SP checkpoint: a signed note."), **problems("not-found", "unavailable")},
+    responses={key: value for key, value in _CHECKPOINT.items() if key != 422},
 )
 async def checkpoint(here: Here) -> Response:
-    signed = await asyncio.to_thread(here.log.checkpoint)
-    if signed is None:
-        raise Problem("not-found", "The log has no checkpoint yet; it signs the first within seconds.")
-    return PlainTextResponse(signed, headers={"Cache-Control": "no-cache"})
+    return await _checkpoint(here.log)
 
 
 @router.get(
@@ -123,13 +138,10 @@ async def checkpoint(here: Here) -> Response:
     summary="An entry bundle: the leaves themselves",
     operation_id="getEntries",
     response_class=Response,
-    responses={
-        200: content("application/octet-stream", "Up to 256 leaves, each after two octets of length.", binary=True),
-        **problems("unauthenticated", "forbidden", "not-found", "invalid-request", "unavailable"),
-    },
+    responses=_ENTRIES,
 )
 async def entries(here: Here, caller: Admin, path: TilePath) -> Response:
-    return Response(await _tile(here, f"tile/entries/{path}"), media_type="application/octet-stream")
+    return Response(await _tile(here.log, f"tile/entries/{path}"), media_type="application/octet-stream")
 
 
 @router.get(
@@ -137,23 +149,80 @@ async def entries(here: Here, caller: Admin, path: TilePath) -> Response:
     summary="A tile: hashes of the tree",
     operation_id="getTile",
     response_class=Response,
-    responses={
-        200: content("application/octet-stream", "Up to 256 hashes of 32 octets.", binary=True),
-        **problems("not-found", "invalid-request", "unavailable"),
-    },
+    responses=_TILE,
 )
-async def hashes(
-    here: Here,
-    level: Annotated[str, Path(pattern=_LEVEL, description="0 holds the leaves' hashes.", examples=["0"])],
-    path: TilePath,
-) -> Response:
-    octets = await _tile(here, f"tile/{level}/{path}")
+async def hashes(here: Here, level: Level, path: TilePath) -> Response:
+    octets = await _tile(here.log, f"tile/{level}/{path}")
     return Response(octets, media_type="application/octet-stream", headers={"Cache-Control": FOREVER})
 
 
-async def _tile(here: SidecarContext, path: str) -> bytes:
+@router.get(
+    "/log/shards",
+    summary="The logs that the log consists of",
+    description="One a line, oldest first: name, place of the first leaf, leaves. `/checkpoint` and `/tile` are of the"
+    " last one. Where the first does not begin at 0, older ones were dropped.",
+    operation_id="getShards",
+    response_class=PlainTextResponse,
+    responses={200: content("text/plain", "Name, start and size, with spaces between."), **problems("unavailable")},
+)
+async def shards(here: Here) -> Response:
+    found = await asyncio.to_thread(here.log.shards)
+    listed = "".join(f"{shard.origin} {shard.start} {shard.size}\n" for shard in found)
+    return PlainTextResponse(listed, headers={"Cache-Control": "no-cache"})
+
+
+@router.get(
+    "/log/{shard}/checkpoint",
+    summary="A shard's newest signed checkpoint",
+    operation_id="getShardCheckpoint",
+    response_class=PlainTextResponse,
+    responses=_CHECKPOINT,
+)
+async def shard_checkpoint(here: Here, shard: Shard) -> Response:
+    return await _checkpoint(await _named(here, shard))
+
+
+@router.get(
+    "/log/{shard}/tile/entries/{path:path}",
+    summary="An entry bundle of a shard",
+    operation_id="getShardEntries",
+    response_class=Response,
+    responses=_ENTRIES,
+)
+async def shard_entries(here: Here, caller: Admin, shard: Shard, path: TilePath) -> Response:
+    octets = await _tile(await _named(here, shard), f"tile/entries/{path}")
+    return Response(octets, media_type="application/octet-stream")
+
+
+@router.get(
+    "/log/{shard}/tile/{level}/{path:path}",
+    summary="A tile of a shard",
+    operation_id="getShardTile",
+    response_class=Response,
+    responses=_TILE,
+)
+async def shard_hashes(here: Here, shard: Shard, level: Level, path: TilePath) -> Response:
+    octets = await _tile(await _named(here, shard), f"tile/{level}/{path}")
+    return Response(octets, media_type="application/octet-stream", headers={"Cache-Control": FOREVER})
+
+
+async def _named(here: SidecarContext, shard: str) -> Reader:
+    found = await asyncio.to_thread(here.log.named, shard)
+    if found is None:
+        raise Problem("not-found", "There is no such shard. `/log/shards` lists those there are.")
+    return found
+
+
+async def _checkpoint(log: Reader) -> Response:
+    signed = await asyncio.to_thread(log.checkpoint)
+    if signed is None:
+        raise Problem("not-found", "The log has no checkpoint yet; it signs the first within seconds.")
+    return PlainTextResponse(signed, headers={"Cache-Control": "no-cache"})
+
+
+async def _tile(log: Reader, path: str) -> bytes:
     try:
-        octets = await asyncio.to_thread(here.log.tile, parse_path(path))
+        octets = await asyncio.to_thread(log.tile, parse_path(path))
     except FormatError:
         octets = None
     if octets is None:

@@ -1,5 +1,6 @@
 """The HTTP side over a real store and audit log: what is answered, to whom, and what is recorded of it."""
 
+import asyncio
 import json
 import sqlite3
 from collections.abc import AsyncIterator
@@ -13,10 +14,15 @@ import msgpack
 import pytest
 
 from aimx.audit.evidence import Evidence, check
+from aimx.audit.keys import load_public
+from aimx.audit.succession import Sharding
+from aimx.sdk.receipt import Receipt, State
 from aimx.sidecar.problems import PROBLEMS, TYPE
 from aimx.store.contract import MessageRecord, Unavailable
 from aimx.tlog import checkpoint, tile
+from aimx.tlog import receipt as tlog_receipt
 from aimx.tlog.leaf import canonical
+from aimx.tlog.tree import leaf_hash
 from tests.protocol.sidecar_world import ADMIN, CRITIC, PLANNER, RESEARCHER, SPAN, TRACE, World, json_payload, world
 
 NOBODY = "01KAQ5XV2M8Z7Q4T9H3W6E1R0C"
@@ -31,8 +37,13 @@ TOKEN_PATHS = [
     "/v1/audit/verify",
     f"/v1/audit/messages/{NOBODY}/proof",
     "/tile/entries/000",
+    "/log/2026h1/tile/entries/000",
 ]
-ADMIN_PATHS = ["/metrics", "/v1/audit/verify", "/tile/entries/000"]
+OPEN_PATHS = [
+    *("/healthz", "/readyz", "/checkpoint", "/tile/0/000.p/1"),
+    *("/log/shards", "/log/2026h1/checkpoint", "/log/2026h1/tile/0/000.p/1"),
+]
+ADMIN_PATHS = ["/metrics", "/v1/audit/verify", "/tile/entries/000", "/log/2026h1/tile/entries/000"]
 
 
 @pytest.fixture
@@ -78,7 +89,7 @@ async def test_nothing_but_the_open_paths_answers_without_a_token(here: World, h
             assert_problem(await http.get(path, headers=headers), "unauthenticated")  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/checkpoint", "/tile/0/000.p/1"])
+@pytest.mark.parametrize("path", OPEN_PATHS)
 async def test_open_paths_need_no_token(here: World, path: str) -> None:
     await here.sequencer.flush()
     async with here.client(None) as http:
@@ -590,3 +601,26 @@ async def test_the_document_describes_every_path_and_is_the_same_for_an_agent(he
 async def test_no_token_is_ever_part_of_an_answer(here: World, http: httpx.AsyncClient) -> None:
     answer = await http.get("/v1/messages?limit=x", headers={"Cookie": f"token={ADMIN}"})
     assert ADMIN not in answer.text
+
+
+async def test_a_receipt_is_followed_into_a_closed_shard_over_http(here: World) -> None:
+    eid = await here.send(PLANNER, RESEARCHER)
+    await here.sequencer.flush()
+    row = next(found.row for found in await here.store.events_of(eid) if found.row.ev == "message.accepted")
+    here.sequencer._sharding = Sharding("1mo")
+    async with asyncio.timeout(20):
+        while here.sequencer.keys.origin.endswith("2026h1"):
+            here.sequencer.wake()
+            await asyncio.sleep(0.02)
+    await here.sequencer.flush()
+    async with here.client(None) as http:
+
+        async def fetch(path: str) -> bytes:
+            response = await http.get(f"/{path}")
+            assert response.status_code == 200, path
+            return response.content
+
+        logs = load_public(here.folder).logs
+        for leaf, state in ((leaf_hash(row.leaf), State.INCLUDED), (bytes(32), State.SUPPRESSED)):
+            held = Receipt(tlog_receipt.Receipt(eid, leaf, 0, bytes(4), bytes(64)), (), PLANNER, (RESEARCHER,))
+            assert (await held.follow(fetch, logs))[0] is state

@@ -111,5 +111,6 @@ def test_known_ids_lead_to_answers(app: Live) -> None:
             if "get" not in operations or "{origin_hash}" in path:
                 continue
             place = path.replace("{trace_id}", TRACE.hex()).replace("{level}", "0").replace("{path}", "000.p/1")
+            place = place.replace("{shard}", "2026h1")
             place = place.replace("{id}", "report-17" if "workflows" in path else app.message)
             assert http.get(place).status_code == 200, place

@@ -17,9 +17,12 @@ from aimx.audit.report import Report
 from aimx.audit.sequencer import HIGH_WATER, Sequencer, high_water
 from aimx.audit.succession import Sharding
 from aimx.audit.verify import verify
+from aimx.cli.receipt import _in_shards as in_shards
 from aimx.message.identifier import new_eid
-from aimx.tlog import checkpoint, note
+from aimx.sdk.receipt import Receipt, State
+from aimx.tlog import checkpoint, note, receipt
 from aimx.tlog.tile import Tile
+from aimx.tlog.tree import leaf_hash
 from tests.postgres_server import PostgresServer
 from tests.store.audit_logs import KINDS, Place, place
 from tests.store.audit_memory import MemoryStore
@@ -419,3 +422,20 @@ async def test_a_node_without_the_logs_key_lets_others_lead(shared: Place, tmp_p
     async with running(store, shared) as first:
         store.accept()
         assert await first.flush() == 5
+
+
+async def test_a_receipt_of_a_closed_shard_is_still_kept_and_no_suppression(tmp_path: Path) -> None:
+    store, kept = MemoryStore(), Place(tmp_path, None)
+    async with running(store, kept) as sequencer:
+        store.accept()
+        await sequencer.flush()
+    async with running(store, kept, Sharding("1mo")) as sequencer:
+        await until(lambda: sequencer.keys.origin != "x.example/audit/2026h1")
+        await sequencer.flush()
+    logs = keys.load_public(tmp_path).logs
+    row = next(stored.row for stored in store.rows if stored.row.ev == "message.accepted")
+    for leaf, state in ((leaf_hash(row.leaf), State.INCLUDED), (bytes(32), State.SUPPRESSED)):
+        issued = receipt.Receipt(row.eid, leaf, T0, bytes(4), bytes(64))
+        held = Receipt(issued, (), "a@x.example", ("b@x.example",))
+        found, _ = await in_shards(held, tmp_path, list(logs))
+        assert found == state
