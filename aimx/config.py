@@ -97,6 +97,7 @@ class Listen(_Section):
     imaps: Address = Endpoint("127.0.0.1", 2993)
     http: Address = Endpoint("127.0.0.1", 8443)
     peer: Address | None = Field(None, description="other AIMX nodes; off until it is asked for")
+    mx: Address | None = Field(None, description="the outside world: mail for served domains only")
     plain: Address | None = Field(None, description="without TLS and passwords, for `[trusted] networks` only")
 
 
@@ -125,6 +126,18 @@ class Trusted(_Section):
     )
 
 
+class Mx(_Section):
+    """The door of the outside world, `[listen] mx`."""
+
+    tls: Literal["required", "opportunistic"] = Field(
+        "required", description="a public MX may not require it (RFC 3207 §4): then `opportunistic`"
+    )
+    floor: Literal["1.2", "1.3"] = Field("1.3", description="the oldest TLS that will do")
+    messages_per_minute: float | None = Field(
+        300.0, gt=0, allow_inf_nan=False, description="from one address (IPv6: /64), as many at once; then 451"
+    )
+
+
 class LoopLimits(_Section):
     """When the loop guard warns and refuses (trace-context-over-mail: loops). Zero or None switches a rule off."""
 
@@ -141,6 +154,7 @@ class Domain(_Section):
     """One served domain."""
 
     loop: LoopLimits | None = None
+    postmaster: str | None = Field(None, min_length=1, description="the agent that gets its postmaster's mail")
 
 
 class Smtp(_Section):
@@ -412,6 +426,7 @@ class Settings(_Section):
     sign_in: SignIn = SignIn()
     delivery: Delivery = Delivery()
     limits: Limits = Limits()
+    mx: Mx = Mx()
     trusted: Trusted = Trusted()
     idempotency: Idempotency = Idempotency()
     audit: Audit = Audit()

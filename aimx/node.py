@@ -109,6 +109,7 @@ class Ready:
     ca: str
     admin_token_file: str
     peer: str | None = None
+    mx: str | None = None
     plain: str | None = None
 
 
@@ -278,9 +279,17 @@ class Node:
             authorities = [peer.ca for peer in settings.peers.values()]
             servers.append(smtp.Server(door, certificates.peer_context(authorities)))
             addresses["peer"] = servers[-1].listen(bound["peer"], implicit_tls=False)
+        if "mx" in bound:
+            clear = settings.mx.tls == "opportunistic"
+            door = Door(
+                settings.domains, settings.smtp, directory, intake, budget, pace, trust=Trust.STRANGER, clear=clear
+            )
+            floor = ssl.TLSVersion.TLSv1_3 if settings.mx.floor == "1.3" else ssl.TLSVersion.TLSv1_2
+            servers.append(smtp.Server(door, certificates.public_context(floor)))
+            addresses["mx"] = servers[-1].listen(bound["mx"], implicit_tls=False)
         if "plain" in bound:
             networks = tuple(settings.trusted.networks)
-            door = Door(settings.domains, settings.smtp, directory, intake, budget, networks=networks)
+            door = Door(settings.domains, settings.smtp, directory, intake, budget, clear=True, networks=networks)
             servers.append(smtp.Server(door, context))
             addresses["plain"] = servers[-1].listen(bound["plain"], implicit_tls=False)
             log.warning(

@@ -48,6 +48,7 @@ class Certificates:
         self._names = tuple(dict.fromkeys((*ALWAYS_NAMED, *names)))
         self._context: ssl.SSLContext | None = None
         self._peer_context: ssl.SSLContext | None = None
+        self._public_context: ssl.SSLContext | None = None
         self._loaded: tuple[_Stamp, _Stamp] | None = None
 
     def ensure(self) -> None:
@@ -84,6 +85,15 @@ class Certificates:
             self._peer_context = context
         return self._peer_context
 
+    def public_context(self, floor: ssl.TLSVersion) -> ssl.SSLContext:
+        """As `server_context`, for clients that may know no better than `floor`."""
+        if self._public_context is None:
+            context = self._new_context()
+            context.minimum_version = floor
+            context.options |= ssl.OP_NO_RENEGOTIATION
+            self._public_context = context
+        return self._public_context
+
     def _new_context(self) -> ssl.SSLContext:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_3
@@ -102,8 +112,9 @@ class Certificates:
             # Tried on a context of its own first: a key that does not match must not reach the one in use.
             self._load(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
             self._load(self._context)
-            if self._peer_context is not None:
-                self._load(self._peer_context)
+            for context in (self._peer_context, self._public_context):
+                if context is not None:
+                    self._load(context)
         except (OSError, ssl.SSLError) as error:
             log.error("certificate not reloaded", extra={"event": "tls.reload_failed", "error": type(error).__name__})
             return False

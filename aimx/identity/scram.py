@@ -16,6 +16,8 @@ from aimx.store.contract import Credential
 
 ITERATIONS = 4096  # RFC 7677 §4: at least. Our passwords are random, so more rounds would only slow the honest.
 SALT_LENGTH = 16
+NOBODYS = Credential(bytes(SALT_LENGTH), ITERATIONS, bytes(32), bytes(32))
+"""A password that does not exist: of mailboxes in which nobody signs in."""
 
 
 class Malformed(ValueError):

@@ -5,6 +5,7 @@ once, so that every refusal becomes a reply, a span with status ERROR and an aud
 """
 
 import logging
+import os
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,7 +16,7 @@ from aimx.delivery.attempt import appended
 from aimx.delivery.retry import Backoff
 from aimx.delivery.transport import DELIVERED
 from aimx.identity.agents import Directory
-from aimx.intake import append, once, refusal, rehearsal, stamp
+from aimx.intake import append, once, postmaster, refusal, rehearsal, stamp
 from aimx.intake.ancestry import ask
 from aimx.intake.arrival import Arrival, receive, ref, replied
 from aimx.intake.commit import accepted, commit
@@ -30,6 +31,7 @@ from aimx.message import fingerprint, identifier
 from aimx.message.header import HeaderBlock
 from aimx.message.part import payload_leaf
 from aimx.message.stamp import received
+from aimx.rate import network
 from aimx.routing.loop import Verdict, depth
 from aimx.routing.table import Facts, Route, RoutingTable
 from aimx.store.contract import (
@@ -41,6 +43,7 @@ from aimx.store.contract import (
     Outcome,
     Placed,
     Repeated,
+    SpanRef,
     Store,
     StoreError,
     Unavailable,
@@ -105,6 +108,10 @@ class Intake:
         """At MAIL: None when `agent` may hand over a message now, else the refusal."""
         return self.pressure.refusal() or self.pressure.hasty(agent)
 
+    def admit_stranger(self, host: str) -> Reply | None:
+        """The same for somebody at this IP address who is no agent."""
+        return self.pressure.refusal() or self.pressure.hasty_stranger(network(host))
+
     async def check_recipient(self, recipient: str, door: Door = Door.AGENT) -> Reply | None:
         """At RCPT: None when mail for `recipient` may come in by this door, else the refusal."""
         table = self.table
@@ -113,12 +120,25 @@ class Intake:
             takes = serves and _takes_mail(await self._directory.agent(recipient))
         except Unavailable as error:
             return of_store(error)
+        if serves and not takes and postmaster.is_postmaster(recipient) and not table.may_reach(recipient, _nobody):
+            return await self._provide_postmaster(recipient)
         may_leave = serves or door is not Door.STRANGER  # nobody outside sends to somebody else outside through us
         if may_leave and table.may_reach(recipient, lambda address: takes and address == recipient):
             return None
         if not serves:
             return Reply(550, "5.7.1", f"<{recipient}> is not served here, and its mail is not relayed")
         return Reply(550, "5.1.1", f"there is no agent, pool or list <{recipient}>")
+
+    async def _provide_postmaster(self, address: str) -> Reply | None:
+        if await self._directory.agent(address) is not None:
+            return Reply(550, "5.1.1", f"<{address}> is disabled")
+        root = os.urandom(24)
+        stamp = events.Stamp(self.settings.node, self.clock(), SpanRef(root[:16], root[16:]), "aimx")
+        try:
+            await postmaster.provide(self._store, address, stamp)
+        except StoreError as error:
+            return of_store(error)
+        return None
 
     async def accept(self, envelope: Envelope) -> Reply:
         """One mail transaction, from the final dot to the reply. Never raises for what the message is."""
@@ -211,6 +231,8 @@ class Intake:
         refusal.check_hops(arrival.octets.header)
         if envelope.agent is not None:
             refusal.check_sender(arrival.octets.header, envelope.agent, self._domains)
+        elif envelope.door is Door.STRANGER:
+            refusal.check_stranger(arrival.octets.header, self._domains)
         if envelope.agent is not None and arrival.told.trace_only is not False:
             return await self._rehearse(envelope, arrival)
         routes = await self._route(envelope, arrival)
@@ -472,6 +494,10 @@ class Intake:
         agent = await self._directory.agent(envelope.agent) if envelope.agent else None
         may = envelope.door is Door.PEER or (agent is not None and agent.may_prioritise)
         return told.priority if may else min(told.priority, 0)
+
+
+def _nobody(_address: str) -> bool:
+    return False
 
 
 def _takes_mail(agent: Agent | None) -> bool:

@@ -33,6 +33,7 @@ from aimx.audit.anchors import Anchor, Kind
 from aimx.audit.log import LogError, Reader
 from aimx.audit.witness import Witness
 from aimx.config import Audit
+from aimx.identity import scram
 from aimx.intake.envelope import Envelope
 from aimx.intake.intake import Intake
 from aimx.message.compose import compose
@@ -44,7 +45,6 @@ from aimx.store.contract import (
     INBOX,
     Agent,
     AlreadyExists,
-    Credential,
     EventRow,
     Expunged,
     MailboxKey,
@@ -70,9 +70,6 @@ ONE_ROUND = 100
 """Messages taken from the mailbox at a time."""
 STALE_MS = 600_000
 """An answer nobody waits for is left this long for another node of the deployment, which may have asked."""
-
-_NOBODYS = Credential(bytes(16), 4096, bytes(32), bytes(32))
-"""A password that does not exist: nobody signs in here, and by it the mailbox is known as the node's own."""
 
 
 class Taken(Exception):
@@ -116,8 +113,8 @@ class Post:
         found = await self._store.agent(self.address)
         if found is None:
             with contextlib.suppress(AlreadyExists):  # another node was first
-                await self._store.add_agent(Agent(self.address, _NOBODYS, _now_ms()), [self._added()])
-        elif found.credential != _NOBODYS:
+                await self._store.add_agent(Agent(self.address, scram.NOBODYS, _now_ms()), [self._added()])
+        elif found.credential != scram.NOBODYS:
             raise Taken(f"{self.address} is an agent, and [audit] needs the address for the node; remove the agent")
         box = await self._store.mailbox(self.address, INBOX)
         assert box is not None

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 from aimx.config import Settings
 from aimx.intake.envelope import Reply
-from aimx.rate import rate
+from aimx.rate import rate, rate_of_minute
 from aimx.store.contract import Busy, Full, Unavailable
 from aimx.telemetry import metrics
 
@@ -48,6 +48,7 @@ class Pressure:
         self._queue = limits.queue
         self._store_wait = limits.store_wait
         self._messages = rate(limits.messages_per_second, limits.message_burst)
+        self._strangers = rate_of_minute(settings.mx.messages_per_minute)
         self._commits: dict[object, float] = {}
         """When each began that has not ended, the oldest first."""
 
@@ -68,6 +69,13 @@ class Pressure:
             return None
         many = f"you send more than {self._messages.per_second:g} messages a second"
         return _counted("agent", Reply(451, "4.7.1", f"{many}; send it again in {max(1, round(wait))} s"))
+
+    def hasty_stranger(self, network: str) -> Reply | None:
+        """The same for who comes from this network without being an agent."""
+        if self._strangers is None or not (wait := self._strangers.take(network)):
+            return None
+        many = f"more than {self._strangers.per_second * 60:g} messages a minute come from your address"
+        return _counted("address", Reply(451, "4.7.1", f"{many}; send it again in {max(1, round(wait))} s"))
 
     def queue_refusal(self) -> Reply | None:
         """For a message that would have to wait."""

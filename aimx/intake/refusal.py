@@ -1,5 +1,6 @@
 """What may not come in: the refusal, its reasons and its event."""
 
+import re
 from collections import Counter
 from typing import Any
 
@@ -43,6 +44,22 @@ def check_sender(header: HeaderBlock, agent: str, domains: tuple[str, ...]) -> N
     if stamp.claims_another(header, agent, domains):
         own = stamp.agent_id(agent, domains)
         raise Refused(Reply(550, "5.7.1", f"X-Agent-ID must be {own} or left out; you are {agent}"), "agent-id")
+
+
+def check_stranger(header: HeaderBlock, domains: tuple[str, ...]) -> None:
+    """Whoever is shown as one of ours has signed in as it: a stranger is not. Raises Refused."""
+    for field in ("From", "Sender"):
+        for value in header.structured(field):
+            named = next((domain for domain in domains if _shows(value.lower(), domain)), None)
+            if named is not None:
+                raise Refused(
+                    Reply(550, "5.7.1", f"{field} names {named}, whose agents do not send from outside"), "sender"
+                )
+
+
+def _shows(value: str, domain: str) -> bool:
+    """Whether an address in this domain stands in the field, be it as a name."""
+    return re.search(rf"@\s*{re.escape(domain)}(?![\w.-]*\w)", value) is not None
 
 
 def by_route(route: Route, span: Span) -> Refused:

@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from aimx.audit import events
-from aimx.config import Settings
+from aimx.config import MX, Settings
 from aimx.delivery.transport import Delivered, Later, Never, Result
 from aimx.identity.agents import Directory
 from aimx.intake import notice
 from aimx.intake.commit import Settled
 from aimx.message import dsn, identifier
 from aimx.message.header import HeaderBlock
-from aimx.routing.table import Landing, RoutingTable
+from aimx.routing.table import Landing, RoutingTable, Step
 from aimx.store.contract import Due, SpanRef, Store, Target
 from aimx.telemetry import metrics
 from aimx.telemetry.context import write
@@ -129,6 +129,8 @@ class Reporter:
         if await self._directory.agent(sender) is not None:
             return Landing(sender, (), "mailbox")
         step = self._table.relay(sender)
+        if step is None and self._settings.listen.mx is not None and not self._table.serves(sender):
+            step = Step("recipient", "relay", MX)  # who may write to us from outside hears what became of it
         return None if step is None else Landing(sender, (step,), step.target, "relay", step.target)
 
     async def _send(

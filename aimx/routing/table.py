@@ -103,8 +103,13 @@ class RoutingTable:
         self._default_domain = settings.domains[0]
         self._pools = {name: self._members(group.members) for name, group in settings.pools.items()}
         self._lists = {name: self._members(group.members) for name, group in settings.lists.items()}
+        self._postmasters = {
+            f"postmaster@{name}": self._address(domain.postmaster, name)
+            for name, domain in settings.domain.items()
+            if domain.postmaster is not None
+        }
         mailboxes = {self._target(rule).target for rule in self._rules if (rule.to or "").startswith("mailbox:")}
-        self._named = mailboxes.union(*self._pools.values(), *self._lists.values())
+        self._named = mailboxes.union(self._postmasters.values(), *self._pools.values(), *self._lists.values())
         outward = [(name, peer.domains) for name, peer in settings.peers.items() if peer.host]
         outward += [(name, smarthost.domains) for name, smarthost in settings.relay.smarthosts.items()]
         self._outward = [(pattern, name) for name, patterns in outward for pattern in patterns]
@@ -126,15 +131,14 @@ class RoutingTable:
         """What RCPT can know: somebody or something takes the address's mail, or a rule names its `recipient`."""
         return (
             is_agent(address)
-            or self._group(address) is not None
-            or self.relay(address) is not None
+            or self._other(address) is not None
             or any(rule.recipient is not None and matches(rule.recipient, address) for rule in self._rules)
         )
 
     def mentions(self, recipients: Iterable[str]) -> set[str]:
         """Every address that routing these recipients may ask `is_agent` about."""
         found = set(recipients)
-        if self._rules or any(self._group(recipient) is not None for recipient in found):
+        if self._rules or any(self._other(recipient) is not None for recipient in found):
             found |= self._named
         return found
 
@@ -178,6 +182,8 @@ class RoutingTable:
 
     def _other(self, address: str) -> Step | None:
         """What takes mail for an address that is no agent."""
+        if address in self._postmasters:
+            return Step("recipient", "mailbox", self._postmasters[address])
         return self._group(address) or self.relay(address)
 
     def _group(self, address: str) -> Step | None:
@@ -236,9 +242,9 @@ class RoutingTable:
     def _members(self, members: list[str]) -> tuple[str, ...]:
         return tuple(dict.fromkeys(self._address(member) for member in members))
 
-    def _address(self, name: str) -> str:
+    def _address(self, name: str, domain: str | None = None) -> str:
         name = name.lower()
-        return name if "@" in name else f"{name}@{self._default_domain}"
+        return name if "@" in name else f"{name}@{domain or self._default_domain}"
 
 
 def explain(table: RoutingTable, facts: Facts, is_agent: IsAgent) -> tuple[Route, list[str]]:

@@ -72,6 +72,9 @@ class Intake(Protocol):
     def admit(self, agent: str) -> Reply | None:
         """A refusal to be given at MAIL, or None."""
 
+    def admit_stranger(self, host: str) -> Reply | None:
+        """The same for somebody at this IP address who is no agent."""
+
     async def check_recipient(self, recipient: str, door: Trust) -> Reply | None:
         """A refusal to be given at RCPT, or None."""
 
@@ -114,8 +117,10 @@ class Door:
     """Who comes in here: agents sign in, peers show a certificate, strangers do neither."""
     peers: Peers | None = None
     """Whose certificates are known, at the door of peers."""
+    clear: bool = False
+    """Mail may come without TLS."""
     networks: tuple[IpNetwork, ...] = ()
-    """Where there are any: only who comes from them is let in, without TLS, as the agent that it says it is."""
+    """Where there are any: only who comes from them is let in, as the agent that it says it is. TLS is not offered."""
     counters: Counters = field(default_factory=Counters)
     clear_ehlo: bytes = b""
     secure_ehlo: bytes = b""
@@ -341,7 +346,7 @@ class Session:
         if command is None:
             self._unknown(verb)
             return None
-        if self._tls is None and verb not in IN_CLEAR and not self._door.networks:
+        if self._tls is None and verb not in IN_CLEAR and not self._door.clear:
             raise ProtocolError(530, "5.7.0", "must issue a STARTTLS command first")
         return command(self, _decoded(verb, rest))
 
@@ -471,7 +476,8 @@ class Session:
         elif self._agent is not None:
             agent = self._agent.address
         else:
-            self._begin(path)
+            ours = self._door.trust is Trust.STRANGER and path.domain in self._door.domains
+            self._begin(path, f"who sends as {path.domain} signs in, and not here" if ours else None)
             return None
         known = self._door.directory.remembered(agent)
         if known is None:
@@ -510,12 +516,18 @@ class Session:
         self._require_utf8(path, asked.utf8)
         if refusal is not None:
             raise Refused(550, "5.7.1", refusal)
-        if self._agent is not None and (later := self._door.intake.admit(self._agent.address)) is not None:
+        if (later := self._too_much()) is not None:
             raise Refused(*later)
         self._transaction = Transaction(path.address, asked, time.time_ns())
         self._transaction.events, self._early = self._early, []
         self.progress += 1
         self.out.append(SENDER_OK)
+
+    def _too_much(self) -> Reply | None:
+        intake = self._door.intake
+        if self._agent is not None:
+            return intake.admit(self._agent.address)
+        return intake.admit_stranger(self._peer.host) if self._door.trust is Trust.STRANGER else None
 
     def _rcpt(self, argument: str) -> Awaitable[None]:
         transaction = self._transaction

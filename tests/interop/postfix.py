@@ -22,11 +22,13 @@ queue_directory = {folder}/queue
 data_directory = {folder}/data
 myhostname = mx.b.example
 mydestination =
-mynetworks =
+mynetworks = 127.0.0.0/8
 inet_interfaces = loopback-only
 inet_protocols = ipv4
-smtpd_relay_restrictions = reject_unauth_destination
-smtpd_tls_security_level = encrypt
+smtpd_relay_restrictions = {may_relay}
+smtpd_tls_security_level = {smtpd_tls}
+transport_maps = {transport_maps}
+smtp_tls_security_level = {smtp_tls}
 smtpd_tls_cert_file = {folder}/config/chain.pem
 smtpd_tls_key_file = {folder}/config/key.pem
 virtual_mailbox_domains = b.example
@@ -54,6 +56,7 @@ defer     unix  -       -       n       -       0       bounce
 trace     unix  -       -       n       -       0       bounce
 proxymap  unix  -       -       n       -       -       proxymap
 error     unix  -       -       n       -       -       error
+smtp      unix  -       -       n       -       -       smtp
 retry     unix  -       -       n       -       -       error
 virtual   unix  -       n       n       -       -       virtual
 anvil     unix  -       -       n       -       1       anvil
@@ -62,9 +65,10 @@ postlog   unix-dgram n  -       n       -       1       postlogd
 
 
 class Postfix:
-    """Takes mail for `bob@b.example`, under TLS only. Its folder is not pytest's: that is closed to its processes."""
+    """Takes mail for `bob@b.example`, under TLS only; with `onward` (HOST:PORT of our MX) also, from loopback, mail for
+    `fabric.local`, which it brings there. Its folder is not pytest's: that is closed to its processes."""
 
-    def __init__(self, chain: Path, key: Path) -> None:
+    def __init__(self, chain: Path, key: Path, *, onward: str = "", smtp_tls: str = "encrypt") -> None:
         if not MASTER.exists():
             pytest.skip("NOT TESTED: Postfix is not installed (see .ci/run)")
         if os.geteuid() != 0:
@@ -77,7 +81,17 @@ class Postfix:
             (folder / part).mkdir(parents=True)
         os.chown(folder / "data", owner.pw_uid, owner.pw_gid)
         os.chown(folder / "mail", user.pw_uid, user.pw_gid)
-        values = {"folder": folder, "uid": user.pw_uid, "gid": user.pw_gid, "port": self.port}
+        host, _, port = onward.rpartition(":")
+        values = {
+            "folder": folder,
+            "uid": user.pw_uid,
+            "gid": user.pw_gid,
+            "port": self.port,
+            "may_relay": "permit_mynetworks, reject" if onward else "reject_unauth_destination",
+            "smtpd_tls": "may" if onward else "encrypt",
+            "transport_maps": f"inline:{{{{fabric.local=smtp:[{host}]:{port}}}}}" if onward else "",
+            "smtp_tls": smtp_tls,
+        }
         (folder / "config" / "main.cf").write_text(MAIN.format(**values))
         (folder / "config" / "master.cf").write_text(SERVICES.format(**values))
         (folder / "config" / "mailboxes").write_text("bob@b.example bob/\n")

@@ -84,6 +84,9 @@ class RecordingIntake:
     def admit(self, agent: str) -> Reply | None:
         return None
 
+    def admit_stranger(self, host: str) -> Reply | None:
+        return None
+
     async def check_recipient(self, recipient: str, door: object = None) -> Reply | None:
         if recipient.rpartition("@")[2] != DOMAIN:
             return Reply(550, "5.7.1", "not relayed")
