@@ -249,6 +249,15 @@ async def test_what_comes_together_is_committed_together(
     assert commits <= 2
 
 
+async def test_much_mail_at_once_is_committed_in_several_groups(
+    node: Opening, sql: psycopg.Connection[tuple[object, ...]]
+) -> None:
+    store = await node()
+    await asyncio.gather(*(accept(store, message=new_message(body=b"x" * 2**18)) for _ in range(100)))
+    (commits,) = sql.execute("SELECT count(DISTINCT xmin::text) FROM message").fetchone() or (0,)
+    assert commits == 4
+
+
 async def test_of_a_group_each_poisoned_one_fails_alone(node: Opening) -> None:
     store, taken = await node(), new_message()
     await accept(store, message=taken)

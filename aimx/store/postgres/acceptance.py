@@ -24,9 +24,8 @@ from aimx.store.contract import (
 from aimx.store.flags import ACKED, DELETED, SEEN, encode
 from aimx.store.postgres import bodies, flags
 from aimx.store.postgres.connection import Db
-from aimx.store.postgres.events import as_json, numbers, record
+from aimx.store.postgres.events import RECORD, as_json, rows, witnessed
 from aimx.store.postgres.once import Keys
-from aimx.store.postgres.table import Table
 from aimx.store.postgres.text import storable, storable_or_none
 from aimx.store.postgres.writer import Tx
 
@@ -46,6 +45,12 @@ class Acceptance:
     witness: Callable[[Sequence[Outcome]], Sequence[EventRow]]
     settles: int | None
     once: Once | None
+
+    @property
+    def octets(self) -> int:
+        """That have to be written now."""
+        body = self.message.body
+        return len(self.message.header) + (len(body) if isinstance(body, bytes) else 0)
 
 
 @dataclass(slots=True)
@@ -115,13 +120,11 @@ SELECT a.address, b.name, a.id, b.id, b.uidvalidity, b.uidnext, b.modseq, a.max_
 FROM wanted w JOIN mailbox b ON b.owner = w.owner AND b.id = w.id JOIN agent a ON a.id = b.owner
 ORDER BY b.id FOR NO KEY UPDATE OF b
 """
-_SAVE_SLOTS = """
+_GROW = """
 UPDATE mailbox b SET uidnext = g.uidnext, modseq = g.modseq, messages = b.messages + g.arrived,
     recent = b.recent + g.arrived, unseen = b.unseen + g.unseen, deleted = b.deleted + g.deleted,
     unacked = b.unacked + g.unacked, octets = b.octets + g.octets
-FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bigint[],
-    $8::bigint[], $9::bigint[]) g (owner, id, uidnext, modseq, arrived, unseen, deleted, unacked, octets)
-WHERE b.owner = g.owner AND b.id = g.id
+FROM unnest({growths}::growth_row[]) g WHERE b.owner = g.owner AND b.id = g.id
 """
 
 
@@ -132,8 +135,8 @@ async def lock_slots(db: Db, places: Iterable[Place]) -> Slots:
         return {}
     owners: dict[str, Owner] = {}
     slots: Slots = {}
-    rows = await db.fetch(_SLOTS, *zip(*wanted, strict=True))
-    for address, name, number, mailbox, uidvalidity, uidnext, modseq, limit, quota, unacked, octets in rows:
+    found = await db.fetch(_SLOTS, *zip(*wanted, strict=True))
+    for address, name, number, mailbox, uidvalidity, uidnext, modseq, limit, quota, unacked, octets in found:
         owner = owners.setdefault(address, Owner(number, address, limit, quota))
         owner.used += octets
         if name == INBOX:
@@ -142,16 +145,14 @@ async def lock_slots(db: Db, places: Iterable[Place]) -> Slots:
     return slots
 
 
-async def save_slots(tx: Tx, slots: Iterable[Slot]) -> None:
+def grown(tx: Tx, slots: Iterable[Slot]) -> list[tuple[int, ...]]:
+    """The rows for `_GROW`, of those that take something."""
     touched = [slot for slot in slots if slot.arrived]
-    if not touched:
-        return
-    rows = [
+    tx.topics.update(slot.key for slot in touched)
+    return [
         (s.owner.number, s.key.id, s.uidnext, s.modseq, s.arrived, s.unseen, s.deleted, s.unacked, s.octets)
         for s in touched
     ]
-    await tx.db.execute(_SAVE_SLOTS, *zip(*rows, strict=True))
-    tx.topics.update(slot.key for slot in touched)
 
 
 def busy(slot: Slot | None, target: Target, size: int) -> BusyReason | None:
@@ -176,92 +177,45 @@ def entry(slot: Slot, bits: int, message: int, internal_ms: int, saved_ms: int, 
 # ── the batch ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-_MESSAGE = Table(
-    "message",
-    id="bigint",
-    eid="text",
-    t_ms="bigint",
-    sender="text",
-    agent="text",
-    recipients="text",
-    delivered_to="text",
-    message_id="text",
-    in_reply_to="text",
-    subject="text",
-    content_type="text",
-    workflow="text",
-    priority="int",
-    origin_trace="bytea",
-    origin_span="bytea",
-    trace_flags="int",
-    tracestate="text",
-    baggage="text",
-    context_source="text",
-    received_trace="bytea",
-    received_span="bytea",
-    depth="int",
-    loop_key="text",
-    header_size="bigint",
-    body_size="bigint",
-    once_key="text",
-)
-_CONTENT = Table("content", message="bigint", header="bytea", data="bytea", body="bigint")
-_PARTY = Table("party", address="text", message="bigint", role="smallint", trace="bytea")
-_CHAIN = Table(
-    "chain",
-    loop_key="text",
-    message="bigint",
-    writer="int",
-    n="bigint",
-    first_ms="bigint",
-    t_ms="bigint",
-    sender="text",
-    recipients="text",
-    payload="bytea",
-    template="bytea",
-    depth="int",
-)
-ENTRY = Table(
-    "entry",
-    owner="bigint",
-    mailbox="bigint",
-    uid="bigint",
-    message="bigint",
-    flags="bigint",
-    modseq="bigint",
-    internal_ms="bigint",
-    saved_ms="bigint",
-    size="bigint",
-)
-_DELIVERY = Table(
-    "delivery",
-    id="bigint",
-    message="bigint",
-    address="text",
-    original="text",
-    trace="bytea",
-    span="bytea",
-    queue="text",
-    transport="text",
-    destination="text",
-    options="text",
-    priority="int",
-    folder="text",
-    flags="text",
-    internal_ms="bigint",
-    attempt="int",
-    created_ms="bigint",
-    last_ms="bigint",
-    next_ms="bigint",
-    deadline_ms="bigint",
-    reason="text",
-    previous_trace="bytea",
-    previous_span="bytea",
-)
-_CHAINS = """
-SELECT k.loop_key, c.n, c.first_ms FROM unnest($1::text[]) k (loop_key) CROSS JOIN LATERAL
-    (SELECT n, first_ms FROM chain WHERE loop_key = k.loop_key AND writer = $2 ORDER BY n DESC LIMIT 1) c
+_ENTRY = """
+INSERT INTO entry (owner, mailbox, uid, message, flags, modseq, internal_ms, saved_ms, size)
+SELECT * FROM unnest({entries}::entry_row[])
 """
+# A group in one trip: each costs as much as some messages, over a network as much as many.
+_ACCEPT = f"""
+WITH messages AS (
+    INSERT INTO message (id, eid, t_ms, sender, agent, recipients, delivered_to, message_id, in_reply_to, subject,
+        content_type, workflow, priority, origin_trace, origin_span, trace_flags, tracestate, baggage, context_source,
+        received_trace, received_span, depth, loop_key, header_size, body_size, once_key)
+    SELECT * FROM unnest($1::message_row[])
+), contents AS (
+    INSERT INTO content (message, header, data, body) SELECT * FROM unnest($2::content_row[])
+), parties AS (
+    INSERT INTO party (address, message, role, trace) SELECT * FROM unnest($3::party_row[])
+), chains AS (
+    INSERT INTO chain (loop_key, message, writer, n, first_ms, t_ms, sender, recipients, payload, template, depth)
+    SELECT * FROM unnest($4::chain_row[])
+), entries AS ({_ENTRY.format(entries="$5")}), mailboxes AS ({_GROW.format(growths="$6")}),
+{RECORD.format(events="$7", links="$8")}
+"""  # noqa: S608
+_ADD_ENTRY = f"WITH entries AS ({_ENTRY.format(entries='$1')}) {_GROW.format(growths='$2')}"
+_ADD_DELIVERIES = """
+INSERT INTO delivery (id, message, address, original, trace, span, queue, transport, destination, options, priority,
+    folder, flags, internal_ms, attempt, created_ms, last_ms, next_ms, deadline_ms, reason, previous_trace,
+    previous_span)
+SELECT * FROM unnest($1::delivery_row[])
+"""
+# For each message its number, and of its loop key this writer's newest number and first time.
+_NUMBERS = """
+SELECT nextval('message_id'), c.n, c.first_ms FROM unnest($1::text[]) k (loop_key) LEFT JOIN LATERAL
+    (SELECT n, first_ms FROM chain WHERE loop_key = k.loop_key AND writer = $2 ORDER BY n DESC LIMIT 1) c ON true
+"""
+_DELIVERY_NUMBERS = "SELECT nextval('delivery_id') FROM generate_series(1, $1::int)"
+
+
+async def add_entry(tx: Tx, slot: Slot, row: tuple[int, ...]) -> None:
+    """A row that `entry` made, and what it changes in the mailbox."""
+    await tx.db.execute(_ADD_ENTRY, [row], grown(tx, [slot]))
 
 
 class Acceptor:
@@ -292,20 +246,23 @@ class Acceptor:
         await keys.take([(call.once, call.message.eid) for call in calls if call.once is not None])
         settled = {call.settles for call in calls if call.settles is not None}
         staged = {call.message.body.id for call in calls if isinstance(call.message.body, Staged)}
+        found = await db.fetch(_NUMBERS, [storable(call.message.loop_key) for call in calls], self._writer)
+        queued = _most_queued(calls, slots)
         return _Lot(
+            writer=self._writer,
             slots=slots,
             bits=bits,
             keys=keys,
-            chains=await self._chains(db, {storable(call.message.loop_key) for call in calls}),
-            messages_from=iter(await numbers(db, "message_id", len(calls))),
-            deliveries_from=iter(await numbers(db, "delivery_id", _most_queued(calls, slots))),
+            chains={
+                storable(call.message.loop_key): (n, first_ms)
+                for call, (_, n, first_ms) in zip(calls, found, strict=True)
+                if n is not None
+            },
+            messages_from=iter([row[0] for row in found]),
+            deliveries_from=iter([row[0] for row in await db.fetch(_DELIVERY_NUMBERS, queued)] if queued else ()),
             open_deliveries=await _open_deliveries(db, settled) if settled else set(),
             unused_bodies=await _unused_bodies(db, staged) if staged else set(),
         )
-
-    async def _chains(self, db: Db, keys: set[str]) -> dict[str, tuple[int, int]]:
-        """(number of this writer's newest message, time of its first), by loop key."""
-        return {row[0]: (row[1], row[2]) for row in await db.fetch(_CHAINS, list(keys), self._writer)}
 
     async def _write(self, tx: Tx, lot: "_Lot") -> None:
         db = tx.db
@@ -314,23 +271,22 @@ class Acceptor:
             body = await bodies.put(db, self._writer, data)
             lot.contents[place] = (*row[:3], body.id)
             lot.used_bodies.append(body.id)
-        await _MESSAGE.add(db, lot.messages)
-        await _CONTENT.add(db, lot.contents)
-        await _PARTY.add(db, lot.parties)
-        await _CHAIN.add(db, [(key, number, self._writer, *rest) for key, number, *rest in lot.chain_rows])
-        await ENTRY.add(db, lot.entries)
-        await _DELIVERY.add(db, lot.deliveries)
+        if lot.deliveries:
+            await db.execute(_ADD_DELIVERIES, lot.deliveries)
+            tx.topics.add("queue")
         if lot.used_bodies:
             await db.execute("UPDATE body SET used = true WHERE id = ANY ($1::bigint[])", lot.used_bodies)
         if lot.settled:
             await db.execute("DELETE FROM delivery WHERE id = ANY ($1::bigint[])", lot.settled)
         await lot.keys.save()
-        await save_slots(tx, lot.slots.values())
-        await record(tx, lot.events)
         if lot.messages:
+            growths = grown(tx, lot.slots.values())
+            events, links = rows(lot.events)
+            await db.execute(
+                _ACCEPT, lot.messages, lot.contents, lot.parties, lot.chain_rows, lot.entries, growths, events, links
+            )
             tx.proofs.append(lot.messages[0][1])
-        if lot.deliveries:
-            tx.topics.add("queue")
+            witnessed(tx, lot.events)
 
 
 def _most_queued(calls: list[Acceptance], slots: Slots) -> int:
@@ -380,6 +336,7 @@ async def _allot(db: Db, slots: Slots, targets: Sequence[Target]) -> Bits:
 class _Lot:
     """What decides about a batch, and its rows while they are put together."""
 
+    writer: int
     slots: Slots
     bits: Bits
     keys: Keys
@@ -395,7 +352,6 @@ class _Lot:
     used_bodies: list[int] = field(default_factory=list)
     parties: list[tuple[Any, ...]] = field(default_factory=list)
     chain_rows: list[tuple[Any, ...]] = field(default_factory=list)
-    """Without the writer."""
     entries: list[tuple[int, ...]] = field(default_factory=list)
     deliveries: list[tuple[Any, ...]] = field(default_factory=list)
     settled: list[int] = field(default_factory=list)
@@ -517,6 +473,7 @@ class _Lot:
             (
                 key,
                 number,
+                self.writer,
                 n + 1,
                 first_ms,
                 message.t_ms,

@@ -6,56 +6,51 @@ from typing import Any
 
 from aimx.store.contract import EventRow, StoredEvent
 from aimx.store.postgres.connection import Db
-from aimx.store.postgres.table import Table
 from aimx.store.postgres.text import storable, storable_or_none
 from aimx.store.postgres.writer import Tx
 
 as_json = json.JSONEncoder(separators=(",", ":")).encode
 """Made once: `json.dumps` with arguments makes an encoder at each call."""
 
-_EVENT = Table(
-    "event",
-    seq="bigint",
-    eid="text",
-    ev="text",
-    t_ms="bigint",
-    trace_id="bytea",
-    span_id="bytea",
-    leaf="bytea",
-    ref="text",
-    agent="text",
-    key="bytea",
-    detail="text",
-)
-_OUTBOX = Table("outbox", seq="bigint", t_ms="bigint")
-_MESSAGES = Table("event_message", message_eid="text", seq="bigint", n="int")
-
-
-async def numbers(db: Db, sequence: str, count: int) -> list[int]:
-    """The next ones of a sequence, rising."""
-    if not count:
-        return []
-    found = await db.fetch("SELECT nextval($1::text::regclass) FROM generate_series(1, $2::int)", sequence, count)
-    return [row[0] for row in found]
+RECORD = """
+recorded AS (
+    INSERT INTO event (seq, eid, ev, t_ms, trace_id, span_id, leaf, ref, agent, key, detail)
+    SELECT nextval('event_seq'), g.* FROM unnest({events}::event_row[]) g RETURNING seq, eid, t_ms
+), waiting AS (INSERT INTO outbox (seq, t_ms) SELECT seq, t_ms FROM recorded)
+INSERT INTO event_message (message_eid, seq, n)
+SELECT l.message_eid, r.seq, l.n FROM unnest({links}::link_row[]) l JOIN recorded r ON r.eid = l.event
+"""
+"""The end of a statement that begins with WITH. Parameters: what `rows` makes."""
+_RECORD = "WITH " + RECORD.format(events="$1", links="$2")
 
 
 async def record(tx: Tx, events: Sequence[EventRow]) -> None:
     """Write them in the order given, into timeline and outbox."""
-    if not events:
-        return
-    rows, waiting, links = [], [], []
-    for seq, row in zip(await numbers(tx.db, "event_seq", len(events)), events, strict=True):
-        detail = as_json(row.detail) if row.detail else "{}"
-        agent = storable_or_none(row.agent)
-        about = (row.ref, agent, row.key, detail)
-        rows.append((seq, row.eid, row.ev, row.t_ms, row.trace_id, row.span_id, row.leaf, *about))
-        waiting.append((seq, row.t_ms))
-        links += [(eid, seq, n) for n, eid in enumerate(dict.fromkeys(row.messages))]
-    await _EVENT.add(tx.db, rows)
-    await _OUTBOX.add(tx.db, waiting)
-    await _MESSAGES.add(tx.db, links)
-    tx.proofs.append(events[0].eid)
-    tx.topics.add("events")
+    if events:
+        await tx.db.execute(_RECORD, *rows(events))
+        witnessed(tx, events)
+
+
+Rows = list[tuple[Any, ...]]
+
+
+def rows(events: Iterable[EventRow]) -> tuple[Rows, Rows]:
+    """Event and link rows."""
+    made: Rows = []
+    links: Rows = []
+    for event in events:
+        detail = as_json(event.detail) if event.detail else "{}"
+        what = (event.eid, event.ev, event.t_ms, event.trace_id, event.span_id, event.leaf)
+        made.append((*what, event.ref, storable_or_none(event.agent), event.key, detail))
+        links += [(eid, event.eid, n) for n, eid in enumerate(dict.fromkeys(event.messages))]
+    return made, links
+
+
+def witnessed(tx: Tx, events: Sequence[EventRow]) -> None:
+    """The transaction has written these."""
+    if events:
+        tx.proofs.append(events[0].eid)
+        tx.topics.add("events")
 
 
 # What is marked for the first time leaves the outbox; of what is next to each other on both sides one run is made.
@@ -112,11 +107,11 @@ async def traces_of(db: Db, eid: str) -> list[bytes]:
     return [row[0] for row in await db.fetch(sql, storable(eid))]
 
 
-def _stored(rows: Iterable[Sequence[Any]]) -> list[StoredEvent]:
-    found = []
-    for seq, eid, ev, t_ms, trace_id, span_id, leaf, ref, agent, key, detail, messages, index in rows:
+def _stored(found: Iterable[Sequence[Any]]) -> list[StoredEvent]:
+    events = []
+    for seq, eid, ev, t_ms, trace_id, span_id, leaf, ref, agent, key, detail, messages, index in found:
         row = EventRow(
             eid, ev, t_ms, trace_id, span_id, leaf, ref, tuple(messages or ()), agent, key, json.loads(detail)
         )
-        found.append(StoredEvent(seq, row, index))
-    return found
+        events.append(StoredEvent(seq, row, index))
+    return events

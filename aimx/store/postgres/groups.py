@@ -19,6 +19,8 @@ Item = TypeVar("Item")
 
 MOST = 256
 """Items in one commit: bounds how long the first of them waits for the last."""
+HEAVIEST = 8 * 1024 * 1024
+"""Octets in one commit, but for a single item that weighs more: bounds what is copied on its way out."""
 
 
 class Job(NamedTuple):
@@ -29,10 +31,16 @@ class Job(NamedTuple):
 class Groups(Generic[Item]):
     """One group after the other. All on the event loop's thread."""
 
-    def __init__(self, writer: Writer, batch: Callable[[Tx, list[Item]], Awaitable[Sequence[Any]]]) -> None:
+    def __init__(
+        self,
+        writer: Writer,
+        batch: Callable[[Tx, list[Item]], Awaitable[Sequence[Any]]],
+        weigh: Callable[[Item], int],
+    ) -> None:
         """`batch` carries out many items; an item's result is an exception if it alone was refused."""
         self._writer = writer
         self._batch = batch
+        self._weigh = weigh
         self._waiting: deque[Job] = deque()
         self._task: asyncio.Task[None] | None = None
         self._closed = False
@@ -52,9 +60,20 @@ class Groups(Generic[Item]):
         try:
             await asyncio.sleep(0)  # the others that this turn of the loop brings
             while self._waiting:
-                await self._settle([self._waiting.popleft() for _ in range(min(MOST, len(self._waiting)))])
+                await self._settle(self._next())
         finally:
             self._task = None
+
+    def _next(self) -> list[Job]:
+        """The next group, at least one."""
+        jobs: list[Job] = []
+        weight = 0
+        while self._waiting and len(jobs) < MOST:
+            weight += self._weigh(self._waiting[0].item)
+            if jobs and weight > HEAVIEST:
+                break
+            jobs.append(self._waiting.popleft())
+        return jobs
 
     async def _settle(self, jobs: list[Job]) -> None:
         """Carry out these and answer each. Raises nothing."""

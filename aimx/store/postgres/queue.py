@@ -186,8 +186,7 @@ async def place(tx: Tx, due: Due, span: SpanRef, now_ms: int, witness: Callable[
         internal_ms = sent_ms if target.internal_ms is None else target.internal_ms
         outcome = Placed(target, slot.key, slot.uidnext, slot.uidvalidity)
         row = acceptance.entry(slot, bits, message, internal_ms, now_ms, size)
-        await acceptance.ENTRY.add(db, [row])
-        await acceptance.save_slots(tx, [slot])
+        await acceptance.add_entry(tx, slot, row)
         await db.execute(
             "INSERT INTO party (address, message, role, trace) VALUES ($1, $2, $3, $4)"
             " ON CONFLICT (address, message) DO UPDATE SET role = excluded.role",

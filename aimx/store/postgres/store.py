@@ -98,7 +98,9 @@ class PostgresStore:
         self._agents = agents.Known(self._notifier, self._pool)
         self._writer = Writer(self._pool, self._notifier.changed)
         self._number = await self._write(lambda tx: nodes.number(tx, self._owner + " guest" * self._guest))
-        self._acceptances = Groups(Writer(self._own, self._notifier.changed), Acceptor(self._number))
+        self._acceptances = Groups(
+            Writer(self._own, self._notifier.changed), Acceptor(self._number), weigh=lambda one: one.octets
+        )
         await self._notifier.start()
         if not self._guest:
             await self._write(lambda tx: queue.free_leases(tx, self._owner))
