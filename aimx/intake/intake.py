@@ -232,7 +232,7 @@ class Intake:
         if envelope.agent is not None:
             refusal.check_sender(arrival.octets.header, envelope.agent, self._domains)
         elif envelope.door is Door.STRANGER:
-            refusal.check_stranger(arrival.octets.header, self._domains)
+            refusal.check_stranger(arrival.octets.header, self.table.domains)
         if envelope.agent is not None and arrival.told.trace_only is not False:
             return await self._rehearse(envelope, arrival)
         routes = await self._route(envelope, arrival)

@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter
+from collections.abc import Collection
 from typing import Any
 
 from aimx.audit import events
@@ -46,7 +47,7 @@ def check_sender(header: HeaderBlock, agent: str, domains: tuple[str, ...]) -> N
         raise Refused(Reply(550, "5.7.1", f"X-Agent-ID must be {own} or left out; you are {agent}"), "agent-id")
 
 
-def check_stranger(header: HeaderBlock, domains: tuple[str, ...]) -> None:
+def check_stranger(header: HeaderBlock, domains: Collection[str]) -> None:
     """Whoever is shown as one of ours has signed in as it: a stranger is not. Raises Refused."""
     for field in ("From", "Sender"):
         for value in header.structured(field):

@@ -115,6 +115,11 @@ class RoutingTable:
         self._outward = [(pattern, name) for name, patterns in outward for pattern in patterns]
         self._default_relay = settings.relay.via if settings.relay.enabled else None
 
+    @property
+    def domains(self) -> frozenset[str]:
+        """Those served here."""
+        return self._domains
+
     def serves(self, address: str) -> bool:
         """Whether the address lies in a served domain."""
         return address.rpartition("@")[2] in self._domains

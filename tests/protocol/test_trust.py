@@ -158,7 +158,8 @@ async def test_nobody_else_rejoins(tmp_path: Path, sender: str) -> None:
             digits = message_id.split(".")
             digits[2] = f"{int(digits[2], 16) ^ 1:08x}"
             message_id = ".".join(digits)
-        assert (await handed(node, Door.STRANGER, sender, "ada", f"In-Reply-To: {message_id}\r\n")).code == 250
+        reply = await handed(node, Door.STRANGER, sender, "ada", f"In-Reply-To: {message_id}\r\n")
+        assert reply.code == (550 if sender == address("ada") else 250)
         span = node.spans.named("smtp receive")[-1]
         assert span.attributes["aimx.context.source"] == "new"
         assert span.trace_id.hex() != TRACE
