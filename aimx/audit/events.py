@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from aimx.message.identifier import new_eid
-from aimx.store.contract import EventRow, SpanRef
+from aimx.store.contract import EventRow, Hold, SpanRef
 from aimx.tlog.leaf import canonical, committer, fold_values, new_key
 from aimx.tlog.tile import MAX_ENTRY
 
@@ -157,6 +157,17 @@ CATALOGUE: Mapping[str, EventKind] = {
         {"why": "low-cardinality reason", "leaf": "index of its acceptance in the log"},
         _BY,
     ),
+    **{
+        ev: EventKind(
+            doc,
+            {"kind": "`message`, `workflow` or `agent`"},
+            _BY | {"subject": "what it covers: an eid, a workflow, an address", "why": "the reason that was given"},
+        )
+        for ev, doc in (
+            ("hold.placed", "a legal hold was placed: what it covers cannot be erased"),
+            ("hold.released", "a legal hold ended"),
+        )
+    },
     "queue.changed": EventKind(
         "somebody steered waiting deliveries by hand",
         {"what": "`retry`, `hold`, `release` or `drop`", "n": "how many deliveries"},
@@ -591,6 +602,20 @@ def message_expunged(stamp: Stamp, command: Command, facts: Mapping[str, Any] | 
 def message_erased(stamp: Stamp, *, message: str, by: str, why: str, leaf: int | None) -> EventRow:
     """Under a key of its own: the message's key is what is erased. `leaf`: the index of the message's acceptance."""
     return event("message.erased", stamp, ref=message, fields={"why": why, "leaf": leaf}, values={"by": by})
+
+
+def hold_placed(stamp: Stamp, *, hold: Hold) -> EventRow:
+    return _held("hold.placed", stamp, hold, hold.by)
+
+
+def hold_released(stamp: Stamp, *, hold: Hold, by: str) -> EventRow:
+    """`by` ended it, whoever had placed it."""
+    return _held("hold.released", stamp, hold, by)
+
+
+def _held(ev: str, stamp: Stamp, hold: Hold, by: str) -> EventRow:
+    values = {"by": by, "subject": hold.subject, "why": hold.reason}
+    return event(ev, stamp, fields={"kind": hold.kind}, values=values)
 
 
 def queue_changed(stamp: Stamp, *, what: str, by: str, messages: Sequence[str], deliveries: Sequence[int]) -> EventRow:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from aimx.cli.audit_erasure import erase, hold, holds, release
 from aimx.cli.audit_upkeep import drop_shard, restore_fork, rotate_key, shards
 from aimx.cli.failure import Failed
 from aimx.cli.folder import data_option, json_option, opened
@@ -24,7 +25,7 @@ def audit() -> None:
     """The tamper-evident log."""
 
 
-for command in (rotate_key, shards, drop_shard, restore_fork):
+for command in (rotate_key, shards, drop_shard, restore_fork, erase, hold, release, holds):
     audit.add_command(command)
 
 

@@ -103,9 +103,8 @@ async def list_messages(
 async def get_message(here: Here, caller: SignedIn, name: MessageName) -> Response:
     record = await access.message(here, caller, name)
     eid = record.eid
-    erased = is_erased(record)
     payload = None
-    if not erased:
+    if not record.erased:
         await access.witness(here, caller, record)
         payload = await read_payload(here.store, record)
     events = await here.store.events_of(eid)
@@ -122,7 +121,7 @@ async def get_message(here: Here, caller: SignedIn, name: MessageName) -> Respon
     return await answer(
         lambda: MessageDetail(
             message=Message.of(_view(record, caller)),
-            erased=erased,
+            erased=record.erased,
             payload=payload,
             events=[Event.of(event) for event in events],
             copies=[Location.of(copy) for copy in copies],
@@ -146,7 +145,7 @@ async def get_raw(here: Here, caller: SignedIn, name: MessageName) -> StreamingR
     record = await access.message(here, caller, name)
     eid = record.eid
     header = await here.store.header(eid)
-    if is_erased(record) or not header:
+    if record.erased or not header:
         raise Problem("erased")
     await access.witness(here, caller, record)
     headers = {
@@ -161,10 +160,6 @@ async def _octets(store: Store, eid: str, header: bytes, size: int) -> AsyncIter
     yield header
     for start in range(0, size, PART):
         yield await store.read_body(eid, start, min(PART, size - start))
-
-
-def is_erased(record: MessageRecord) -> bool:
-    return record.header_size == 0
 
 
 def _view(record: MessageRecord, caller: Caller) -> MessageRecord:

@@ -556,7 +556,7 @@ class MessageFilter:
 
 @dataclass(frozen=True, slots=True)
 class MessageRecord:
-    """A stored message's envelope. Erased ones are kept with empty header and body."""
+    """A stored message's envelope."""
 
     eid: str
     t_ms: int
@@ -577,6 +577,8 @@ class MessageRecord:
     depth: int
     header_size: int
     body_size: int
+    erased: bool = False
+    """Header, body and envelope are gone; the sizes are those that were."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -802,6 +804,11 @@ class Store(Protocol):
     async def find(self, what: MessageFilter, limit: int, before: str | None = None) -> list[MessageRecord]:
         """Newest first; `before` is the eid the last page ended with."""
 
+    async def older(self, before_ms: int, after: str | None, limit: int) -> list[MessageRecord]:
+        """In order of acceptance from the eid `after` on (None: from the first), up to the first one that was accepted
+        at `before_ms` or later. Erased ones are among them. Costs what it returns.
+        """
+
     async def message(self, eid: str) -> MessageRecord | None: ...
     async def header(self, eid: str) -> bytes | None: ...
     async def located(self, eid: str) -> list[Located]: ...
@@ -816,6 +823,11 @@ class Store(Protocol):
         messages keeps its openings too: they name the messages only by eid. Once more is no error.
 
         Raises NotFound, Held.
+        """
+
+    async def scrub(self) -> str | None:
+        """Empty what the database's own journal still holds of erased messages. Returns, in words, where something
+        may be left in the database itself; None: nowhere.
         """
 
     async def hold(self, hold: Hold, events: Sequence[EventRow]) -> None:

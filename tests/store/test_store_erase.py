@@ -178,3 +178,33 @@ async def test_its_waiting_attempt_finds_nothing(store: Store) -> None:
     await store.erase(message.eid, [])
     with pytest.raises(NotFound):
         await store.place(due, due.origin, T0, telling("x"))
+
+
+async def test_its_record_says_that_it_was_erased(store: Store) -> None:
+    message, other = secret(), new_message()
+    for one in (message, other):
+        await put(store, one)
+    await store.erase(message.eid, [])
+    found = await store.find(MessageFilter(), 5)
+    assert [(record.eid, record.erased) for record in found] == [(other.eid, False), (message.eid, True)]
+
+
+async def test_the_old_ones_are_given_in_order_of_acceptance_up_to_a_time(store: Store) -> None:
+    eids = []
+    for at in (0, 1_000, 2_000, 3_000):
+        message = new_message(t_ms=T0 + at)
+        eids.append(message.eid)
+        await put(store, message)
+    await store.erase(eids[1], [])
+    first = await store.older(T0 + 3_000, None, 2)
+    assert [record.eid for record in first] == eids[:2]
+    assert [record.eid for record in await store.older(T0 + 3_000, eids[1], 9)] == eids[2:3]
+    assert await store.older(T0, None, 9) == []
+
+
+async def test_a_scrub_says_where_something_may_be_left(store: Store) -> None:
+    message = secret()
+    await put(store, message)
+    await store.erase(message.eid, [])
+    left = await store.scrub()
+    assert left is None or "PostgreSQL" in left

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from aimx.audit import events
 from aimx.audit.opening import opening_fault
-from aimx.store.contract import EventRow, SpanRef
+from aimx.store.contract import EventRow, Hold, SpanRef
 from aimx.tlog.leaf import commit, fold_values
 
 STAMP = events.Stamp("n1", 1_780_000_000_123, SpanRef(bytes(range(16)), bytes(range(8))), "ann@x.example")
@@ -23,6 +23,7 @@ TWO = events.Command("ann@x.example", BOX, [M1, M2])
 AWAY = events.Departure(
     message=M1, key=KEY, recipient="bob@x.example", via="mx", host="mx.x.example", code=250, attempt=1
 )
+HOLD = Hold("agent", "bob@x.example", "case 7 of bob@x.example", "admin", 1_780_000_000_000)
 DIGESTS = {"data": b"\x0a" * 32, "header": b"\x0b" * 32, "body": b"\x0c" * 32}
 
 
@@ -55,6 +56,8 @@ EVERY = [
     events.message_moved(STAMP, ONE, to=("ann@x.example", "Archive")),
     events.message_expunged(STAMP, TWO),
     events.message_erased(STAMP, message=M1, by="admin", why="request", leaf=1),
+    events.hold_placed(STAMP, hold=HOLD),
+    events.hold_released(STAMP, hold=HOLD, by="admin"),
     events.queue_changed(STAMP, what="hold", by="admin", messages=[M1, M1], deliveries=[3, 4]),
     events.queue_changed(STAMP, what="drop", by="admin", messages=[M1, M2], deliveries=[3, 5]),
     events.config_changed(STAMP, what="agent.added", by="admin", subject="bob@x.example"),

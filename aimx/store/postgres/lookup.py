@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Sequence
+from itertools import takewhile
 from operator import itemgetter
 from typing import Any, NamedTuple
 
@@ -16,13 +17,23 @@ from aimx.store.postgres.text import storable, storable_or_none
 _RECORD = (
     "m.eid, m.t_ms, m.sender, m.agent, m.recipients, m.delivered_to, m.message_id, m.in_reply_to, m.subject,"
     " m.content_type, m.workflow, m.priority, m.origin_trace, m.origin_span, m.received_trace, m.received_span,"
-    " m.context_source, m.depth, m.header_size, m.body_size"
+    " m.context_source, m.depth, m.header_size, m.body_size, m.erased"
 )
 
 
 async def one(db: Db, eid: str) -> MessageRecord | None:
     row = await db.fetchrow(f"SELECT {_RECORD} FROM message m WHERE m.eid = $1", storable(eid))  # noqa: S608
     return _record(row) if row else None
+
+
+async def older(db: Db, before_ms: int, after: str | None, limit: int) -> list[MessageRecord]:
+    rows = await db.fetch(
+        f"SELECT {_RECORD} FROM message m"  # noqa: S608
+        " WHERE m.id > coalesce((SELECT id FROM message WHERE eid = $1), 0) ORDER BY m.id LIMIT $2",
+        storable_or_none(after),
+        limit,
+    )
+    return list(takewhile(lambda record: record.t_ms < before_ms, map(_record, rows)))
 
 
 class _Set(NamedTuple):
@@ -98,7 +109,7 @@ async def _smallest_first(db: Db, sets: list[_Set], values: list[Any], last: str
 
 def _record(row: Sequence[Any]) -> MessageRecord:
     eid, t_ms, sender, agent, recipients, delivered_to, message_id, in_reply_to, subject, content_type = row[:10]
-    workflow, priority, trace, span, received_trace, received_span, source, depth, header_size, body_size = row[10:]
+    workflow, priority, trace, span, received_trace, received_span, source, depth, header_size, body_size = row[10:20]
     return MessageRecord(
         eid=eid,
         t_ms=t_ms,
@@ -118,6 +129,7 @@ def _record(row: Sequence[Any]) -> MessageRecord:
         depth=depth,
         header_size=header_size,
         body_size=body_size,
+        erased=row[20],
     )
 
 

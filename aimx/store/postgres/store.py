@@ -343,6 +343,9 @@ class PostgresStore:
     async def find(self, what: MessageFilter, limit: int, before: str | None = None) -> list[MessageRecord]:
         return await self._pool.read(lambda db: lookup.find(db, what, limit, before))
 
+    async def older(self, before_ms: int, after: str | None, limit: int) -> list[MessageRecord]:
+        return await self._pool.read(lambda db: lookup.older(db, before_ms, after, limit))
+
     async def message(self, eid: str) -> MessageRecord | None:
         return await self._pool.read(lambda db: lookup.one(db, eid))
 
@@ -361,6 +364,9 @@ class PostgresStore:
         self._pasts = lookup.Pasts()
         if body is not None:
             await self._drop_body(body)
+
+    async def scrub(self) -> str | None:
+        return "the PostgreSQL server: dead rows until VACUUM has run, its WAL, WAL archives and replicas"
 
     async def hold(self, hold: Hold, events: Sequence[EventRow]) -> None:
         await self._write(lambda tx: erasure.hold(tx, hold, events))

@@ -8,6 +8,7 @@ import logging
 import queue
 import sqlite3
 import threading
+import time
 from pathlib import Path
 
 from aimx.store.sqlite.connection import connect
@@ -16,8 +17,28 @@ log = logging.getLogger(__name__)
 
 ROWS = 16_000
 """Rows written since the last time at which the next is due; when idle, any."""
+SCRUB_BUSY_S = 0.2
+"""How long a scrub keeps commits waiting at a time, while it waits for readers."""
+SCRUB_TRIES = 40
 PASSIVE = "PRAGMA wal_checkpoint(PASSIVE)"
 """Waits for nobody; copies what no reader's snapshot still needs the older state of."""
+
+
+def scrub(path: Path) -> bool:
+    """Copy all of the log and cut it to nothing, also beside a running node. False: a reader stood in the way."""
+    db = connect(path, write=True, busy_s=SCRUB_BUSY_S)
+    try:
+        for _ in range(SCRUB_TRIES):
+            try:
+                (busy, _, _) = db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            except sqlite3.OperationalError:  # locked: another process does the same
+                busy = 1
+            if not busy:
+                return True
+            time.sleep(0.05)
+        return False
+    finally:
+        db.close()
 
 
 class Checkpointer:

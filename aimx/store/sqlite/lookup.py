@@ -3,6 +3,7 @@
 import json
 import sqlite3
 from collections.abc import Sequence
+from itertools import takewhile
 from typing import Any, NamedTuple
 
 from aimx.store.contract import Ancestor, Lineage, Located, MessageFilter, MessageRecord, Past, SpanRef
@@ -12,13 +13,19 @@ from aimx.store.sqlite.acceptance import FILED
 _RECORD = (
     "SELECT m.eid, m.t_ms, m.sender, m.agent, m.recipients, m.delivered_to, m.message_id, m.in_reply_to, m.subject,"
     " m.content_type, m.workflow, m.priority, m.origin_trace, m.origin_span, m.received_trace, m.received_span,"
-    " m.context_source, m.depth, m.header_size, m.body_size FROM message m"
+    " m.context_source, m.depth, m.header_size, m.body_size, m.erased FROM message m"
 )
 
 
 def one(db: sqlite3.Connection, eid: str) -> MessageRecord | None:
     row = db.execute(f"{_RECORD} WHERE m.eid = ?", (eid,)).fetchone()
     return _record(row) if row else None
+
+
+def older(db: sqlite3.Connection, before_ms: int, after: str | None, limit: int) -> list[MessageRecord]:
+    last = db.execute("SELECT id FROM message WHERE eid = ?", (after,)).fetchone() if after else None
+    rows = db.execute(f"{_RECORD} WHERE m.id > ? ORDER BY m.id LIMIT ?", (last[0] if last else 0, limit))
+    return list(takewhile(lambda record: record.t_ms < before_ms, map(_record, rows.fetchall())))
 
 
 class _Set(NamedTuple):
@@ -87,7 +94,7 @@ def _common(sets: Sequence[_Set], last: str) -> str:
 
 def _record(row: tuple[Any, ...]) -> MessageRecord:
     eid, t_ms, sender, agent, recipients, delivered_to, message_id, in_reply_to, subject, content_type = row[:10]
-    workflow, priority, trace, span, received_trace, received_span, source, depth, header_size, body_size = row[10:]
+    workflow, priority, trace, span, received_trace, received_span, source, depth, header_size, body_size = row[10:20]
     return MessageRecord(
         eid=eid,
         t_ms=t_ms,
@@ -107,6 +114,7 @@ def _record(row: tuple[Any, ...]) -> MessageRecord:
         depth=depth,
         header_size=header_size,
         body_size=body_size,
+        erased=bool(row[20]),
     )
 
 

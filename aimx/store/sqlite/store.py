@@ -58,6 +58,7 @@ from aimx.store.sqlite import (
     search,
 )
 from aimx.store.sqlite.acceptance import Acceptance
+from aimx.store.sqlite.checkpoint import scrub
 from aimx.store.sqlite.reader import Reader
 from aimx.store.sqlite.writer import Tx, Writer, refusal
 
@@ -337,6 +338,9 @@ class SqliteStore:
     async def find(self, what: MessageFilter, limit: int, before: str | None = None) -> list[MessageRecord]:
         return await self._reader.far(lambda db: lookup.find(db, what, limit, before))
 
+    async def older(self, before_ms: int, after: str | None, limit: int) -> list[MessageRecord]:
+        return await self._reader.far(lambda db: lookup.older(db, before_ms, after, limit))
+
     async def message(self, eid: str) -> MessageRecord | None:
         return self._reader.near(lambda db: lookup.one(db, eid))
 
@@ -355,6 +359,13 @@ class SqliteStore:
         self._pasts = lookup.Pasts()
         if body is not None:
             await self._drop_body(body)
+
+    async def scrub(self) -> str | None:
+        if await asyncio.to_thread(scrub, self._path):
+            return None
+        return (
+            f"{self._path.name}-wal, which could not be emptied while somebody was reading; any erasure does it again"
+        )
 
     async def hold(self, hold: Hold, events: Sequence[EventRow]) -> None:
         await self._write(lambda tx: erasure.hold(tx, hold, events))
