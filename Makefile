@@ -16,7 +16,7 @@ demo: $(VENV)/.installed
 	$(BIN)/aimx demo $(if $(ONCE),--once)
 
 test: lint
-	$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal -m "not torture" $(ARGS)
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal -m "not torture and not stack" $(ARGS)
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

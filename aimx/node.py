@@ -32,6 +32,7 @@ from aimx.audit.anchors import Anchors
 from aimx.audit.keys import KeyUnusable, load_or_create, load_public
 from aimx.audit.log import LogError
 from aimx.audit.place import open_anchors, open_reader, read_anchors
+from aimx.audit.selfcheck import watch
 from aimx.audit.sequencer import Sequencer
 from aimx.audit.succession import sharding
 from aimx.audit.witness import Witness, cosigned_logs, load_key
@@ -62,6 +63,7 @@ from aimx.smtp.budget import ByteBudget
 from aimx.smtp.session import Door
 from aimx.store.contract import SpanRef, StoreError
 from aimx.store.sqlite import SqliteStore
+from aimx.store.timed import timed
 from aimx.telemetry import logs, metrics
 from aimx.telemetry.context import Door as Trust
 from aimx.telemetry.export import TelemetrySettingError, open_metrics, open_tracer
@@ -171,7 +173,7 @@ class Node:
             admin = tokens.admin_token(folder / ADMIN_TOKEN)
 
         tracer = self.tracer or self._open_telemetry()
-        store = self._store = SqliteStore(folder / MAIL_FILE, settings.node)
+        store = self._store = timed(SqliteStore(folder / MAIL_FILE, settings.node), "sqlite")
         with needed(folder / MAIL_FILE):
             await store.open()
         self._stack.push_async_callback(store.close)
@@ -234,6 +236,7 @@ class Node:
                 self._stack.callback(bound[name].close)
         context = certificates.server_context()
         budget = ByteBudget(settings.smtp.byte_budget, least=settings.imap.max_literal)
+        metrics.observe("aimx.bytes.held", lambda: [((), budget.limit - budget.left)])
         pace = rate_of_minute(settings.limits.connections_per_minute)
         smtp_server = smtp.Server(Door(settings.domains, settings.smtp, directory, intake, budget, pace), context)
         imap_server = imap.Server(imap.Door(settings, store, directory, intake, tracer, budget), context)
@@ -256,7 +259,7 @@ class Node:
             keys=lambda: load_public(folder),
             settings=settings,
             is_admin=lambda token: tokens.same(token, admin),
-            metrics=metrics.PROCESS.render,
+            metrics=metrics.PROCESS.snapshot,
             ready=lambda: self._problems(sequencer),
             tracer=tracer,
             witness=witness,
@@ -304,6 +307,7 @@ class Node:
             asyncio.create_task(self._look(certificates), name="aimx-reload"),
             asyncio.create_task(_measure(store, intake), name="aimx-measure"),
             asyncio.create_task(_sweep(store), name="aimx-sweep"),
+            asyncio.create_task(watch(reader, folder), name="aimx-audit-watch"),
             asyncio.create_task(_record_turned_away(intake), name="aimx-turned-away"),
         ]
         ready = Ready(

@@ -307,7 +307,7 @@ class Anchoring:
             if (course.outsider.kind, course.outsider.name) == (anchor.kind, anchor.name):
                 await self._keep(anchor, row_of or _new_span(self._tracer))
                 course.anchored_ms, course.outcome = anchor.t_ms, "cosigned"
-                _ASKED.labels(anchor.kind, anchor.name, "cosigned").add()
+                _ASKED.labels(*_series(anchor.kind, anchor.name), "cosigned").add()
 
     # --- one outsider ---
 
@@ -379,7 +379,7 @@ class Anchoring:
             course.outcome = outcome
             span.set("aimx.audit.verdict", outcome)
             span.end()
-            _ASKED.labels(outsider.kind, outsider.name, outcome).add()
+            _ASKED.labels(*_series(outsider.kind, outsider.name), outcome).add()
 
     async def _keep(self, anchor: Anchor, span: SpanRef) -> None:
         await asyncio.to_thread(self._anchors.add, anchor)
@@ -390,7 +390,7 @@ class Anchoring:
     def _ages(self) -> list[tuple[tuple[str, ...], float]]:
         now = _now_ms()
         return [
-            ((course.outsider.kind, course.outsider.name), (now - course.anchored_ms) / 1000)
+            (_series(course.outsider.kind, course.outsider.name), (now - course.anchored_ms) / 1000)
             for course in self._courses
             if course.anchored_ms
         ]
@@ -418,3 +418,8 @@ def _now_ms() -> int:
 _ANCHORED = b'"ev":"anchor.recorded"'
 _DONE: dict[Kind, Outcome] = {"witness": "cosigned", "timestamp": "stamped", "mail": "sent"}
 _ASKED = metrics.counter("aimx.audit.anchors")
+
+
+def _series(kind: str, name: str) -> tuple[str, str]:
+    """Labels. A mailbox's name is its address, which no metric tells."""
+    return kind, "" if kind == "mail" else name

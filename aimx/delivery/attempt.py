@@ -16,6 +16,7 @@ from aimx.tlog.tree import leaf_hash
 DELIVERIES = metrics.counter("aimx.deliveries")
 DURATION = metrics.histogram("aimx.delivery.duration")
 ATTEMPTS = metrics.histogram("aimx.delivery.attempts")
+TOLD = metrics.counter("aimx.spans.events")
 
 DEPARTED = {"relay": events.message_relayed, "webhook": events.delivery_webhook, "lmtp": events.delivery_lmtp}
 """The event of a delivery that left the node, by transport."""
@@ -128,6 +129,8 @@ def _said(node: str, attempt: Attempt, target: Target) -> tuple[events.Stamp, by
 def appended(span: Span, row: EventRow, start_ns: int, end_ns: int | None = None, error: str | None = None) -> None:
     """An event's own span under what caused it: from its leaf to the commit that made it durable, or did not."""
     if not span.recorded:
+        if span.tracer.exporting:
+            TOLD.labels(row.ev, "unsampled").add()
         return
     append = span.child("audit append", attributes=_audited(row.ev), start_ns=start_ns)
     append.set("aimx.audit.leaf", leaf_hash(row.leaf)[:8].hex())  # enough of it to find it in the log
@@ -167,8 +170,8 @@ def finish(span: Span, attempt: Attempt, target: Target, result: Result, row: Ev
 def _finish(span: Span, attempt: Attempt, transport: str, said: str, row: EventRow | None) -> None:
     now_ns = time.time_ns()
     if said == "delivered":
-        DURATION.labels(transport).record(max(0, now_ns // 1_000_000 - attempt.created_ms) / 1000)
-        ATTEMPTS.labels(transport).record(attempt.number)
+        DURATION.labels(transport).record(max(0, now_ns // 1_000_000 - attempt.created_ms) / 1000, span)
+        ATTEMPTS.labels(transport).record(attempt.number, span)
     elif said == "deferred" and attempt.next_ms is not None:
         delay = (attempt.next_ms - attempt.now_ms) / 1000
         span.event("retry.scheduled", {"delay": delay, "next_at": attempt.next_ms})

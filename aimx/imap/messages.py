@@ -25,7 +25,7 @@ from aimx.store.search import Ranges
 from aimx.telemetry import metrics
 from aimx.telemetry.span import MAX_LINKS
 
-PICKUP = metrics.histogram("aimx.pickup.latency")
+PICKUP = metrics.histogram("aimx.pickup.latency").labels()
 
 SEARCHED = 256 * 1024
 """Octets of a body that SEARCH BODY decodes; of larger ones the rest is searched as it stands."""
@@ -172,7 +172,7 @@ async def _witness_read(desk: Desk, plan: fetching.Plan, trail: Trail, rows: lis
     unseen = [row for row in rows if "\\Seen" not in row.flags]
     now_ms = time.time_ns() // 1_000_000
     for row in unseen:
-        PICKUP.labels().record(max(now_ms - row.saved_ms, 0) / 1000)
+        PICKUP.record(max(now_ms - row.saved_ms, 0) / 1000, span)
     if unseen:
         span.set("aimx.pickup.latency", max(now_ms - min(row.saved_ms for row in unseen), 0) / 1000)
     event = trail.read(span, [row.eid for row in rows])

@@ -366,7 +366,9 @@ class Server(Listener[Connection]):
     def states(self) -> Counter[str]:
         """How many sessions are in each state."""
         sessions = [connection.session for connection in self._connections]
-        return Counter((session.state if session else State.CLEAR).name.lower() for session in sessions)
+        found = Counter({state.name.lower(): 0 for state in State})
+        found.update((session.state if session else State.CLEAR).name.lower() for session in sessions)
+        return found
 
     async def stop(self, grace: float) -> None:
         """Commands in hand have `grace` seconds to be finished, other clients get BYE."""

@@ -14,13 +14,13 @@ from aimx.telemetry import metrics
 from aimx.telemetry.span import Attributes
 
 LOOPS = metrics.counter("aimx.loops.detected")
-DEPTH = metrics.histogram("aimx.depth")
+DEPTH = metrics.histogram("aimx.depth").labels()
 
 
 def guard(settings: Settings, envelope: Envelope, arrival: Arrival, routes: Sequence[Route]) -> loop.Verdict:
     """Pass or warn; raises Refused. Sets `arrival.depth` and `arrival.template`."""
     verdict = weigh(settings, envelope, arrival, routes)
-    DEPTH.labels().record(arrival.depth)
+    DEPTH.record(arrival.depth, arrival.span)
     if verdict.rule is not None:
         LOOPS.labels(verdict.rule, verdict.kind).add()
     if verdict.kind == "refuse":

@@ -62,6 +62,7 @@ SIZE = {door: metrics.histogram("aimx.message.size").labels(door.value) for door
 DURATION = {door: metrics.histogram("aimx.accept.duration").labels(door.value) for door in Door}
 REPEATS = {outcome: metrics.counter("aimx.messages.repeated").labels(outcome) for outcome in ("replayed", "refused")}
 HOPS = metrics.histogram("aimx.hops").labels()
+RESPONSE = metrics.histogram("aimx.agent.response.duration").labels()
 
 AUTH = {Door.AGENT: "agent", Door.PEER: "peer", Door.STRANGER: "none"}
 """How the log says that the sender is known."""
@@ -161,7 +162,7 @@ class Intake:
             _log_refusal(span, reply, failure)
             await self._discard(envelope.upload)
         replied(span, envelope, reply)
-        DURATION[envelope.door].record(time.monotonic() - began)
+        DURATION[envelope.door].record(time.monotonic() - began, span)
         return reply
 
     def refused(self, envelope: Envelope, reply: Reply) -> None:
@@ -242,7 +243,7 @@ class Intake:
         verdict = guard(settings, envelope, arrival, routes)
         _prioritise(routes, await self._allowed(envelope, arrival.told))
         planned = plan(routes, arrival.span, self._terms(envelope, arrival, verdict.kind))
-        HOPS.record(len(planned.hops))
+        HOPS.record(len(planned.hops), arrival.span)
         message = self._message(envelope, arrival, max(route.priority or 0 for route in routes), planned.hops)
         known = _known(envelope, message, routes, verdict)
         size = envelope.upload.size
@@ -254,7 +255,10 @@ class Intake:
                 self._store, settings.node, message, planned.firsts, row, arrival.span, once=promise
             )
         ACCEPTED[envelope.door].add()
-        SIZE[envelope.door].record(size)
+        SIZE[envelope.door].record(size, arrival.span)
+        if envelope.agent is not None and arrival.lineage.replied is not None:
+            asked_ms = identifier.eid_time_ms(arrival.lineage.replied.eid)
+            RESPONSE.record(max(0, arrival.now_ms - asked_ms) / 1000, arrival.span)
         if envelope.reports:
             await self._tell(message, outcomes, arrival.span)
         # Signed here: the store's thread would wait for the loop after each signature, and with it the whole group.

@@ -26,13 +26,13 @@ def of_store(error: Exception) -> Reply:
     """What the store's failure is for the peer. Without the error's text: that may hold data."""
     match error:
         case Full():
-            return _counted("disk", NO_ROOM)
+            return counted("disk", NO_ROOM)
         case Busy():
-            return _counted("store", TOO_BUSY)
+            return counted("store", TOO_BUSY)
         case Unavailable():
-            return _counted("store", TRY_LATER)
+            return counted("store", TRY_LATER)
         case _:
-            return TRY_LATER
+            return counted("failure", TRY_LATER)
 
 
 class Pressure:
@@ -56,11 +56,11 @@ class Pressure:
         """Why nobody's message can be taken now."""
         behind = self._outbox_age()
         if behind > self._max_lag:
-            return _counted("audit", Reply(451, "4.3.2", "the audit log is behind; send the message again in a minute"))
+            return counted("audit", Reply(451, "4.3.2", "the audit log is behind; send the message again in a minute"))
         began = next(iter(self._commits.values()), None)
         if began is not None and (age := time.monotonic() - began) > self._store_wait:
             text = f"the node's store is slow: a message has waited {age:.0f} s for it; send yours again later"
-            return _counted("store", Reply(451, "4.3.2", text))
+            return counted("store", Reply(451, "4.3.2", text))
         return None
 
     def hasty(self, agent: str) -> Reply | None:
@@ -68,7 +68,7 @@ class Pressure:
         if self._messages is None or not (wait := self._messages.take(agent)):
             return None
         many = f"you send more than {self._messages.per_second:g} messages a second"
-        return _counted("agent", Reply(451, "4.7.1", f"{many}; send it again in {max(1, round(wait))} s"))
+        return counted("agent", Reply(451, "4.7.1", f"{many}; send it again in {max(1, round(wait))} s"))
 
     def hasty_stranger(self, network: str) -> Reply | None:
         """The same for who comes from this network without being an agent."""
@@ -79,7 +79,7 @@ class Pressure:
 
     def queue_refusal(self) -> Reply | None:
         """For a message that would have to wait."""
-        return None if self.queue_depth < self._queue else _counted("queue", QUEUE_FULL)
+        return None if self.queue_depth < self._queue else counted("queue", QUEUE_FULL)
 
     @contextmanager
     def committing(self) -> Iterator[None]:
@@ -92,6 +92,7 @@ class Pressure:
             del self._commits[mark]
 
 
-def _counted(reason: str, reply: Reply) -> Reply:
+def counted(reason: str, reply: Reply) -> Reply:
+    """The same reply; that we could not is counted."""
     REFUSED.labels(reason).add()
     return reply

@@ -9,6 +9,7 @@ from aimx.audit.log import Reader
 from aimx.audit.witness import Witness
 from aimx.config import Settings
 from aimx.store.contract import Store
+from aimx.telemetry.metrics import Snapshot
 from aimx.telemetry.span import Tracer
 
 
@@ -21,8 +22,8 @@ class SidecarContext:
     settings: Settings
     is_admin: Callable[[str], bool]
     """Whether this is the admin's token, in constant time."""
-    metrics: Callable[[], str]
-    """Prometheus text format 0.0.4."""
+    metrics: Callable[[], Snapshot]
+    """The whole node's, for a scrape."""
     ready: Callable[[], Sequence[str]]
     """What keeps the node from serving, a sentence each; empty when nothing does."""
     tracer: Tracer

@@ -7,10 +7,11 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
 from aimx.sidecar.access import Admin, Here, SignedIn
-from aimx.sidecar.describe import content, problems
+from aimx.sidecar.describe import problems
 from aimx.sidecar.models import Health, Readiness
 from aimx.sidecar.problems import Problem
 from aimx.store.contract import Unavailable
+from aimx.telemetry.exposition import CONTENT_TYPES, negotiate, render
 
 STORE_PATIENCE = 2.0
 """Seconds a healthy store needs at most for a count."""
@@ -47,12 +48,16 @@ async def readyz(here: Here) -> Readiness:
     operation_id="getMetrics",
     response_class=PlainTextResponse,
     responses={
-        200: content("text/plain", "Prometheus text format 0.0.4."),
+        200: {
+            "description": "Prometheus text format 0.0.4; OpenMetrics 1.0, with exemplars, where Accept names it.",
+            "content": {kind.partition(";")[0]: {"schema": {"type": "string"}} for kind in CONTENT_TYPES.values()},
+        },
         **problems("unauthenticated", "forbidden"),
     },
 )
-async def metrics(here: Here, caller: Admin) -> Response:
-    return Response(here.metrics(), media_type="text/plain; version=0.0.4; charset=utf-8")
+async def metrics(request: Request, here: Here, caller: Admin) -> Response:
+    form = negotiate(request.headers.get("accept", ""))
+    return Response(render(here.metrics(), form), headers={"content-type": CONTENT_TYPES[form], "vary": "accept"})
 
 
 @router.get(

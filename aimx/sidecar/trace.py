@@ -1,12 +1,19 @@
-"""One span a request: which operation, for whom, with what result. Polls of health and metrics leave none."""
+"""What each request leaves: a duration, and a span that says which operation, for whom, with what result.
+
+Polls of health and metrics leave no span.
+"""
 
 import time
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from aimx.telemetry import metrics
 from aimx.telemetry.context import Context, parse_traceparent
-from aimx.telemetry.span import SERVER, Attributes, Tracer
+from aimx.telemetry.span import SERVER, Attributes, Span, Tracer
+
+DURATION = metrics.histogram("http.server.request.duration")
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 UNTRACED = frozenset({"/healthz", "/readyz", "/metrics"})
 
@@ -18,10 +25,10 @@ class Traced:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or not (tracer := scope["app"].state.context.tracer).exporting:
+        if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        began_ns, status = time.time_ns(), 500
+        began_ns, began, status = time.time_ns(), time.perf_counter(), 500
 
         async def answer(message: Message) -> None:
             nonlocal status
@@ -32,12 +39,16 @@ class Traced:
         try:
             await self.app(scope, receive, answer)
         finally:
-            route = scope.get("route")
-            if route is not None and route.path not in UNTRACED:
-                _tell(tracer, scope, route, status, began_ns)
+            route, tracer = scope.get("route"), scope["app"].state.context.tracer
+            span = None
+            if route is not None and route.path not in UNTRACED and tracer.exporting:
+                span = _tell(tracer, scope, route, status, began_ns)
+            method = scope["method"] if scope["method"] in METHODS else "_OTHER"
+            cell = DURATION.labels(method, "" if route is None else route.path, str(status))
+            cell.record(time.perf_counter() - began, span)
 
 
-def _tell(tracer: Tracer, scope: Scope, route: Any, status: int, began_ns: int) -> None:
+def _tell(tracer: Tracer, scope: Scope, route: Any, status: int, began_ns: int) -> Span:
     caller = scope.get("state", {}).get("caller")
     claimed = _context(scope)
     # A stranger's context is believed no more than over SMTP: it is linked, not continued.
@@ -61,6 +72,7 @@ def _tell(tracer: Tracer, scope: Scope, route: Any, status: int, began_ns: int) 
     if status >= 500:
         span.error(str(status))
     span.end()
+    return span
 
 
 def _context(scope: Scope) -> Context | None:

@@ -32,7 +32,7 @@ from aimx.identity.peers import Peers
 from aimx.identity.sasl import MECHANISMS, Challenge
 from aimx.identity.sender import envelope_refusal
 from aimx.intake.envelope import Envelope, HeaderTooLarge, Reply, SpanEvent, Upload
-from aimx.intake.pressure import of_store
+from aimx.intake.pressure import counted, of_store
 from aimx.network import contains
 from aimx.rate import Rate
 from aimx.smtp import parameters
@@ -48,6 +48,7 @@ from aimx.telemetry.context import Door as Trust
 log = logging.getLogger("aimx.smtp")
 
 SIGN_INS = metrics.counter("aimx.auth.attempts")  # door, mechanism, outcome
+SPOKEN = metrics.counter("aimx.smtp.commands")  # verb, class of the reply
 
 MAX_REPLY_TEXT = 450
 """Octets of text in one reply line; with code, enhanced code and CRLF within the 512 of RFC 5321 §4.5.3.1.5."""
@@ -203,6 +204,7 @@ class Session:
         "_refusals",
         "_tls",
         "_transaction",
+        "_verb",
         "closing",
         "out",
         "progress",
@@ -223,6 +225,8 @@ class Session:
         self._dialog: SignInDialog | None = None
         self._mechanism = ""
         self._transaction: Transaction | None = None
+        self._verb = "?"
+        """The command in hand, of those we know."""
         self._early: list[SpanEvent] = []
         """Seen before MAIL."""
         self._commands = self._errors = self._refusals = self._auth_failures = 0
@@ -265,25 +269,35 @@ class Session:
 
     def receive(self, event: Event) -> Awaitable[None] | None:
         """Take one event. An awaitable must be awaited (through `finish`) before the next event."""
+        before, waiting = len(self.out), None
         try:
             # Told apart by type, the commonest first; a `match` on patterns would cost a microsecond each.
             if type(event) is Line:
-                return self._line(event.text, event.fault)
-            if type(event) is Chunk:
-                return self._chunk(event.data)
-            assert type(event) is EndOfData
-            self.progress += 1
-            return self._end_of_data(event.fault)
+                waiting = self._line(event.text, event.fault)
+            elif type(event) is Chunk:
+                waiting = self._chunk(event.data)
+            else:
+                assert type(event) is EndOfData
+                self.progress += 1
+                waiting = self._end_of_data(event.fault)
         except Exception as error:
             self._failed(error)
-        return None
+        if waiting is None and len(self.out) > before:
+            self._answered()
+        return waiting
 
     async def finish(self, waiting: Awaitable[None]) -> None:
         """Await what `receive` returned."""
+        before = len(self.out)
         try:
             await waiting
         except Exception as error:
             self._failed(error)
+        if len(self.out) > before:
+            self._answered()
+
+    def _answered(self) -> None:
+        SPOKEN.labels(self._verb, chr(self.out[-1][0])).value += 1
 
     async def abandon(self) -> None:
         """The connection is gone: give back what the session holds."""
@@ -315,7 +329,7 @@ class Session:
                     log.warning("the store is unavailable", extra=said)
                 else:
                     log.error("SMTP session failed", exc_info=error, extra=said)
-                reply = of_store(error) if isinstance(error, Unavailable) else INTERNAL
+                reply = of_store(error) if isinstance(error, Unavailable) else counted("failure", INTERNAL)
                 if self._receiver.in_data and self._transaction:
                     # Answering now would put this reply in the place of the one to the final dot.
                     self._transaction.refusal = reply
@@ -340,6 +354,7 @@ class Session:
             return None
         verb, _, rest = text.partition(b" ")
         verb = verb.upper()
+        self._verb = VERBS.get(verb, "?")
         if len(text) + 2 > MAX_LINES.get(verb, MAX_LINE):
             raise ProtocolError(500, "5.5.6", "command line too long")
         command = COMMANDS.get(verb)
@@ -563,7 +578,7 @@ class Session:
         if transaction is None or not transaction.recipients:
             raise ProtocolError(503, "5.5.1", "no valid recipients")
         if self._door.budget.left <= 0:
-            raise Refused(*OUT_OF_MEMORY)
+            raise Refused(*counted("memory", OUT_OF_MEMORY))
         transaction.upload = self._door.intake.upload()
         self._receiver.begin_data()
         self.progress += 1
@@ -583,7 +598,7 @@ class Session:
         elif transaction.size > settings.max_size:
             transaction.refusal = Reply(552, "5.3.4", f"a message has at most {settings.max_size} octets")
         elif not self._door.budget.take(len(data), self._owner):
-            transaction.refusal = OUT_OF_MEMORY
+            transaction.refusal = counted("memory", OUT_OF_MEMORY)
         else:
             transaction.charged += len(data)
             return self._write(transaction, data)
@@ -739,6 +754,7 @@ COMMANDS: dict[bytes, _Command] = {
     b"HELP": Session._help,
     b"QUIT": Session._quit,
 }
+VERBS = {verb: verb.decode() for verb in COMMANDS}
 IN_CLEAR = frozenset({b"EHLO", b"STARTTLS", b"NOOP", b"QUIT"})
 """RFC 3207 §4."""
 NOT_IMPLEMENTED = frozenset({b"EXPN", b"TURN", b"ETRN", b"SEND", b"SOML", b"SAML", b"ATRN", b"BURL"})

@@ -297,6 +297,10 @@ def span_spec(name: str) -> SpanSpec | None:
 _LATENCY = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 _DELIVERY = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900, 3600, 14400, 86400)
 _STEPS = (1, 2, 3, 5, 8, 13, 21, 34, 55)
+_HTTP = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
+"""As the conventions for HTTP metrics advise."""
+_DATABASE = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10)
+"""As the conventions for database client metrics advise."""
 _SIZES = (1 << 10, 1 << 12, 1 << 14, 1 << 16, 1 << 18, 1 << 20, 1 << 22, 1 << 24, 1 << 26)
 
 
@@ -309,14 +313,16 @@ class MetricSpec(NamedTuple):
     labels: tuple[str, ...]
     doc: str
     buckets: tuple[float, ...] = ()
+    shared: bool = False
+    """Each worker of a node says the same, of what they share: a node's value is the largest, never the sum."""
 
 
 def _counter(name: str, unit: str, labels: tuple[str, ...], doc: str) -> MetricSpec:
     return MetricSpec(name, "counter", unit, labels, doc)
 
 
-def _gauge(name: str, unit: str, labels: tuple[str, ...], doc: str) -> MetricSpec:
-    return MetricSpec(name, "gauge", unit, labels, doc)
+def _gauge(name: str, unit: str, labels: tuple[str, ...], doc: str, shared: bool = False) -> MetricSpec:
+    return MetricSpec(name, "gauge", unit, labels, doc, shared=shared)
 
 
 def _histogram(name: str, unit: str, labels: tuple[str, ...], doc: str, buckets: tuple[float, ...]) -> MetricSpec:
@@ -337,36 +343,71 @@ METRICS: tuple[MetricSpec, ...] = (
     _counter(
         "aimx.destination.circuit.opened", "{time}", ("transport",), "A destination failed and is left alone a while."
     ),
-    _gauge("aimx.destination.circuits", "{destination}", ("state",), "Destinations that are left alone or probed."),
-    # reason: audit, disk, store, queue, agent
+    _gauge(
+        "aimx.destination.circuits",
+        "{destination}",
+        ("state",),
+        "Destinations that are left alone or probed.",
+        shared=True,
+    ),
+    # reason: audit, disk, store, queue, memory, failure: ours; agent: it sends too fast
     _counter("aimx.pressure.refusals", "{refusal}", ("reason",), "Temporary refusals because it was too much."),
-    _gauge("aimx.queue.depth", "{delivery}", ("transport",), "Deliveries waiting."),
-    _gauge("aimx.queue.oldest_age", "s", (), "How long the oldest waiting delivery has been due."),
+    _gauge("aimx.queue.depth", "{delivery}", ("transport",), "Deliveries waiting.", shared=True),
+    _gauge("aimx.queue.oldest_age", "s", (), "How long the oldest waiting delivery has been due.", shared=True),
     _gauge("aimx.smtp.sessions", "{session}", (), "Open SMTP sessions."),
     _counter("aimx.smtp.commands", "{command}", ("verb", "reply_class"), "SMTP commands, by class of the reply."),
     _gauge("aimx.imap.sessions", "{session}", ("state",), "Open IMAP sessions."),
     _counter("aimx.imap.commands", "{command}", ("verb", "status"), "IMAP commands."),
     _histogram("aimx.imap.command.duration", "s", ("verb",), "Time an IMAP command took.", _LATENCY),
     _histogram("aimx.pickup.latency", "s", (), "From the mailbox to the first FETCH of the content.", _DELIVERY),
-    _histogram("aimx.agent.response.duration", "s", (), "From the first FETCH to the reply.", _DELIVERY),
+    _histogram("aimx.agent.response.duration", "s", (), "From a message's acceptance to its answer's.", _DELIVERY),
     _counter("aimx.auth.attempts", "{attempt}", ("door", "mechanism", "outcome"), "Authentication attempts."),
     _counter("aimx.context.extracted", "{message}", ("source", "trusted"), "Where messages took their trace from."),
     _histogram("aimx.hops", "{hop}", (), "Route hops of a message.", _STEPS),
     _histogram("aimx.depth", "{message}", (), "Answers in a row, counted when a message is accepted.", _STEPS),
     _counter("aimx.loops.detected", "{message}", ("rule", "verdict"), "Loop guard: warned or refused."),
+    _histogram(
+        "db.client.operation.duration",
+        "s",
+        ("db.system.name", "db.operation.name"),
+        "One call of the store, waiting for its turn included; operations are the store contract's.",
+        _DATABASE,
+    ),
     _histogram("aimx.store.commit.duration", "s", (), "One group commit.", _LATENCY),
     _histogram("aimx.store.commit.batch", "{write}", (), "Writes in one group commit.", _STEPS),
     _gauge("aimx.bytes.held", "By", (), "Message bytes in memory, against the node's budget."),
     _counter("aimx.audit.leaves", "{leaf}", ("event",), "Leaves written."),
-    _gauge("aimx.audit.size", "{leaf}", (), "Leaves in the tree."),
-    _gauge("aimx.audit.lag", "s", (), "Age of the oldest event that is not in the tree yet."),
+    _gauge("aimx.audit.size", "{leaf}", (), "Leaves in the tree.", shared=True),
+    _gauge("aimx.audit.lag", "s", (), "Age of the oldest event that is not in the tree yet.", shared=True),
     _histogram("aimx.audit.integrate.duration", "s", (), "One batch of the sequencer.", _LATENCY),
+    _gauge(
+        "aimx.audit.verdict",
+        "{verdict}",
+        ("verdict",),
+        "1 for the last self-check's: consistent, inconsistent, or unknown (it could not be made).",
+        shared=True,
+    ),
     _counter("aimx.audit.verify.failures", "{failure}", (), "Verifications that found something wrong."),
     _counter("aimx.audit.anchors", "{request}", ("kind", "name", "outcome"), "Outsiders asked to hold a checkpoint."),
-    _gauge("aimx.audit.anchor.age", "s", ("kind", "name"), "Since an outsider last confirmed a checkpoint."),
+    _gauge(
+        "aimx.audit.anchor.age", "s", ("kind", "name"), "Since an outsider last confirmed a checkpoint.", shared=True
+    ),
     _counter("aimx.audit.witness.answers", "{request}", ("outcome",), "What this node answered as a witness."),
     _counter("aimx.spans.exported", "{span}", (), "Spans the collector took."),
     _counter("aimx.spans.dropped", "{span}", ("reason",), "Spans lost: buffer full, or the collector refused."),
+    _counter(
+        "aimx.spans.events",
+        "{event}",
+        ("event", "fate"),
+        "Events of messages whose `audit append` span was exported, or unsampled; against `aimx.audit.leaves`.",
+    ),
+    _histogram(
+        "http.server.request.duration",
+        "s",
+        ("http.request.method", "http.route", "http.response.status_code"),
+        "One HTTP request.",
+        _HTTP,
+    ),
 )
 
 

@@ -292,6 +292,7 @@ def metrics_data(
     start_ns: int,
 ) -> "MetricsData":
     """A snapshot as the SDK's export data, so that the stock OTLP exporters can send it."""
+    from opentelemetry.sdk.metrics import Exemplar
     from opentelemetry.sdk.metrics import export as sdk
     from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.util.instrumentation import InstrumentationScope
@@ -307,7 +308,7 @@ def metrics_data(
         return sdk.Sum(numbers, cumulative, True) if spec.kind == "counter" else sdk.Gauge(numbers)
 
     def histogram(spec: MetricSpec, labels: dict[str, str], value: Any) -> "sdk.HistogramDataPoint":
-        counts, total = value
+        counts, total, exemplars = value
         return sdk.HistogramDataPoint(
             attributes=labels,
             start_time_unix_nano=start_ns,
@@ -319,6 +320,11 @@ def metrics_data(
             # Not kept: a process-long minimum says nothing after the first minute.
             min=None,  # type: ignore[arg-type]
             max=None,  # type: ignore[arg-type]
+            exemplars=[
+                Exemplar({}, one.value, one.t_ns, int(one.span_id, 16), int(one.trace_id, 16))
+                for one in exemplars
+                if one is not None
+            ],
         )
 
     found = [sdk.Metric(spec.name, spec.doc, spec.unit, data(spec, points)) for spec, points in snapshot]

@@ -6,16 +6,22 @@
 Names and labels come from the catalogue. A metric has at most `MAX_SERIES` label sets; further ones are counted under
 "other", so that no peer can grow our memory. Cells are moved on the event loop's thread or by one writer each; a scrape
 reads them without a lock.
+
+A histogram keeps for each bucket the newest observation that belongs to a trace somebody collects (an exemplar), so
+that a slow bucket leads to a slow trace.
 """
 
-import math
+import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterable
 from functools import partial
 from threading import Lock
-from typing import Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
 from aimx.telemetry.catalogue import METRICS, MetricSpec, metric_spec
+
+if TYPE_CHECKING:
+    from aimx.telemetry.span import Span
 
 MAX_SERIES = 200
 
@@ -37,19 +43,52 @@ class Cell:
         self.value = value
 
 
+class Exemplar(NamedTuple):
+    """One observation of a bucket, and the span it was made in."""
+
+    value: float
+    trace_id: str
+    span_id: str
+    """Both in hex."""
+    t_ns: int
+    """Unix nanoseconds."""
+
+
+class Tally(NamedTuple):
+    """A histogram's series at the moment of a snapshot."""
+
+    counts: tuple[int, ...]
+    """Of each bucket alone; the last is above all bounds."""
+    total: float
+    exemplars: tuple[Exemplar | None, ...]
+    """One a bucket."""
+
+
 class Distribution:
     """A histogram's numbers: `counts[i]` observations up to `bounds[i]`, the last of them above all bounds."""
 
-    __slots__ = ("bounds", "counts", "total")
+    __slots__ = ("_examples", "bounds", "counts", "total")
 
     def __init__(self, bounds: tuple[float, ...]) -> None:
         self.bounds = bounds
         self.counts = [0] * (len(bounds) + 1)
         self.total = 0.0
+        self._examples: list[tuple[float, bytes, bytes, int] | None] = [None] * len(self.counts)
 
-    def record(self, value: float) -> None:
-        self.counts[bisect_left(self.bounds, value)] += 1
+    def record(self, value: float, span: "Span | None" = None) -> None:
+        """`span`: what this was observed in."""
+        at = bisect_left(self.bounds, value)
+        self.counts[at] += 1
         self.total += value
+        if span is not None and span.recorded:
+            self._examples[at] = (value, span.trace_id, span.span_id, time.time_ns())
+
+    def tally(self) -> Tally:
+        examples = [
+            None if known is None else Exemplar(known[0], known[1].hex(), known[2].hex(), known[3])
+            for known in self._examples
+        ]
+        return Tally(tuple(self.counts), self.total, tuple(examples))
 
 
 C = TypeVar("C")
@@ -84,8 +123,11 @@ class Point(NamedTuple):
     """A series at the moment of a snapshot."""
 
     labels: Labels
-    value: float | tuple[tuple[int, ...], float]
-    """Counter and gauge: the number. Histogram: (counts, sum)."""
+    value: float | Tally
+
+
+Snapshot = list[tuple[MetricSpec, list[Point]]]
+"""Every metric that has a series, in the catalogue's order."""
 
 
 class Metrics:
@@ -116,13 +158,8 @@ class Metrics:
         self._numbers[name]
         self._observers[name] = callback
 
-    def snapshot(self) -> list[tuple[MetricSpec, list[Point]]]:
-        """Every metric that has a series, in the catalogue's order."""
+    def snapshot(self) -> Snapshot:
         return [(self._spec(name), points) for name in self._order if (points := self._points(name))]
-
-    def render(self) -> str:
-        """Prometheus text format 0.0.4."""
-        return render(self.snapshot())
 
     def _number(self, name: str, kind: str) -> Family[Cell]:
         family = self._numbers[name]
@@ -137,7 +174,7 @@ class Metrics:
     def _points(self, name: str) -> list[Point]:
         if name in self._distributions:
             cells = list(self._distributions[name].cells.items())
-            return [Point(labels, (tuple(d.counts), d.total)) for labels, d in cells]
+            return [Point(labels, distribution.tally()) for labels, distribution in cells]
         observer = self._observers.get(name)
         if observer is not None:
             try:
@@ -147,83 +184,33 @@ class Metrics:
         return [Point(labels, cell.value) for labels, cell in list(self._numbers[name].cells.items())]
 
 
-def render(snapshot: Iterable[tuple[MetricSpec, list[Point]]]) -> str:
-    """Prometheus text format 0.0.4 of a snapshot (or of the sum of several)."""
-    lines: list[str] = []
-    for spec, points in snapshot:
-        name = prometheus_name(spec)
-        lines.append(f"# HELP {name} {spec.doc}")
-        lines.append(f"# TYPE {name} {spec.kind}")
-        for point in points:
-            pairs = [f'{label}="{_escape(value)}"' for label, value in zip(spec.labels, point.labels, strict=True)]
-            if isinstance(point.value, tuple):
-                lines += _histogram_lines(name, pairs, spec.buckets, *point.value)
-            else:
-                lines.append(f"{name}{_braces(pairs)} {_number(point.value)}")
-    return "\n".join(lines) + "\n"
-
-
-def merge(snapshots: Iterable[list[tuple[MetricSpec, list[Point]]]]) -> list[tuple[MetricSpec, list[Point]]]:
-    """The sum over processes, series by series (gauges too: sessions and bytes add up)."""
-    sums: dict[str, dict[Labels, float | tuple[tuple[int, ...], float]]] = {}
+def merge(snapshots: Iterable[Snapshot]) -> Snapshot:
+    """Several processes as one, series by series: sums, but for what all of them see alike (`MetricSpec.shared`)."""
+    found: dict[str, dict[Labels, float | Tally]] = {}
     for snapshot in snapshots:
         for spec, points in snapshot:
-            series = sums.setdefault(spec.name, {})
+            series = found.setdefault(spec.name, {})
             for labels, value in points:
-                series[labels] = _plus(series.get(labels), value)
+                known = series.get(labels)
+                series[labels] = value if known is None else _both(spec, known, value)
     return [
-        (spec, [Point(labels, value) for labels, value in sums[spec.name].items()])
+        (spec, [Point(labels, value) for labels, value in found[spec.name].items()])
         for spec in METRICS
-        if spec.name in sums
+        if spec.name in found
     ]
 
 
-def prometheus_name(spec: MetricSpec) -> str:
-    """OpenTelemetry's mapping: dots to underscores, the unit as a suffix, `_total` on counters."""
-    name = spec.name.replace(".", "_")
-    suffix = {"s": "_seconds", "By": "_bytes"}.get(spec.unit, "")
-    if suffix and not name.endswith(suffix):
-        name += suffix
-    return name + "_total" if spec.kind == "counter" else name
+def _both(spec: MetricSpec, a: float | Tally, b: float | Tally) -> float | Tally:
+    if isinstance(a, Tally) and isinstance(b, Tally):
+        counts = tuple(x + y for x, y in zip(a.counts, b.counts, strict=True))
+        return Tally(counts, a.total + b.total, tuple(map(_newer, a.exemplars, b.exemplars)))
+    assert not isinstance(a, Tally)
+    assert not isinstance(b, Tally)
+    return max(a, b) if spec.shared else a + b
 
 
-def _plus(
-    a: float | tuple[tuple[int, ...], float] | None, b: float | tuple[tuple[int, ...], float]
-) -> float | tuple[tuple[int, ...], float]:
-    if a is None:
-        return b
-    if isinstance(a, tuple) and isinstance(b, tuple):
-        return tuple(x + y for x, y in zip(a[0], b[0], strict=True)), a[1] + b[1]
-    assert not isinstance(a, tuple)
-    assert not isinstance(b, tuple)
-    return a + b
-
-
-def _histogram_lines(
-    name: str, pairs: list[str], bounds: tuple[float, ...], counts: tuple[int, ...], total: float
-) -> list[str]:
-    lines, seen = [], 0
-    for bound, count in zip((*bounds, math.inf), counts, strict=True):
-        seen += count
-        labels = _braces([*pairs, f'le="{_number(bound)}"'])
-        lines.append(f"{name}_bucket{labels} {seen}")
-    lines.append(f"{name}_sum{_braces(pairs)} {_number(total)}")
-    lines.append(f"{name}_count{_braces(pairs)} {seen}")
-    return lines
-
-
-def _braces(pairs: list[str]) -> str:
-    return "{" + ",".join(pairs) + "}" if pairs else ""
-
-
-def _number(value: float) -> str:
-    if value == math.inf:
-        return "+Inf"
-    return str(int(value)) if value == int(value) else repr(value)
-
-
-def _escape(value: str) -> str:
-    return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+def _newer(a: Exemplar | None, b: Exemplar | None) -> Exemplar | None:
+    return max((one for one in (a, b) if one is not None), key=lambda one: one.t_ns, default=None)
 
 
 PROCESS = Metrics()
@@ -238,15 +225,16 @@ __all__ = [
     "PROCESS",
     "Cell",
     "Distribution",
+    "Exemplar",
     "Family",
     "Metrics",
     "Point",
+    "Snapshot",
+    "Tally",
     "counter",
     "gauge",
     "histogram",
     "merge",
     "metric_spec",
     "observe",
-    "prometheus_name",
-    "render",
 ]

@@ -5,6 +5,7 @@ for a collector on a thread that has mail to do.
 """
 
 import logging
+import re
 import threading
 import time
 from collections import deque
@@ -25,10 +26,16 @@ _REFUSED = _DROPPED.labels("refused")
 """The collector did not take a batch, also when asked again."""
 _CLOSED = _DROPPED.labels("closed")
 """Not sent when the process ended."""
+_EVENTS = metrics.counter("aimx.spans.events")
+_APPEND = b"audit append"
+_EVENT = re.compile(rb"aimx\.audit\.event\x12.\x0a.([a-z.]+)", re.DOTALL)
+"""As `otlp.encode_span` writes it: key, then an AnyValue with its string, each with its length."""
 
 MAX_OCTETS = 64 << 20
 """Of encoded spans in the buffer, beside its number of spans: those with many links are large."""
 BATCH_OCTETS = 1 << 20
+HEAD = 64
+"""Octets of an encoded span within which its name begins: ids come before it, a parent and times after."""
 DROPS_EVERY = 60.0
 """Seconds between two log lines about dropped spans."""
 
@@ -53,9 +60,21 @@ class Limits(NamedTuple):
     delay_s: float
 
 
-def counted(spans: int, taken: bool) -> None:
-    """A batch was sent; `taken`: the collector has it."""
-    (_EXPORTED if taken else _REFUSED).value += spans
+def counted(spans: Sequence[Any], taken: bool) -> None:
+    """A batch was sent; `taken`: the collector has it. Its items are an `Item` each, or the stock SDK's spans."""
+    (_EXPORTED if taken else _REFUSED).value += len(spans)
+    if taken:
+        for ev in map(_told, spans):
+            if ev is not None:
+                _EVENTS.labels(ev, "exported").add()
+
+
+def _told(span: Any) -> str | None:
+    """The event whose `audit append` this is: one span of those an event stands for, its last and most easily lost."""
+    if type(span) is bytes:
+        found = _EVENT.search(span) if span.find(_APPEND, 0, HEAD) >= 0 else None
+        return found[1].decode() if found else None
+    return span.attributes.get("aimx.audit.event") if span.name == "audit append" else None
 
 
 class Pipeline(Sink):
@@ -159,7 +178,7 @@ class Pipeline(Sink):
                 log.exception("spans could not be exported")
                 taken = False
             if not self._given_up:
-                counted(len(batch), taken)
+                counted(batch, taken)
         self._in_hand = 0
         self._drops.tell()
 

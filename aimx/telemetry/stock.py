@@ -18,8 +18,8 @@ from aimx.telemetry.bridge import span_context
 from aimx.telemetry.context import Context
 from aimx.telemetry.span import AttributeValue, Kind, Sampler, Sink, Span
 
-Counted = Callable[[int, bool], None]
-"""Told how many spans a batch had and whether the collector took them."""
+Counted = Callable[[Sequence[ReadableSpan], bool], None]
+"""Told which spans a batch had and whether the collector took them."""
 
 
 class StockSink(Sink):
@@ -68,7 +68,7 @@ class _Counting(SpanExporter):
         try:
             result = self._exporter.export(spans)
         finally:
-            self._counted(len(spans), result is SpanExportResult.SUCCESS)
+            self._counted(spans, result is SpanExportResult.SUCCESS)
         return result
 
     def shutdown(self) -> None:

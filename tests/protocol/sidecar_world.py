@@ -203,7 +203,7 @@ async def world(folder: Path, tracer: Tracer | None = None) -> AsyncIterator[Wor
         keys=keys.public,
         settings=settings,
         is_admin=lambda token: tokens.same(token, ADMIN),
-        metrics=metrics.Metrics().render,
+        metrics=metrics.Metrics().snapshot,
         ready=lambda: problems,
         tracer=tracer,
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from aimx.telemetry.catalogue import METRICS
-from aimx.telemetry.metrics import prometheus_name
+from aimx.telemetry.exposition import prometheus_name
 
 FOLDER = Path(__file__).parents[2] / "dashboards"
 KNOWN = {prometheus_name(spec): set(spec.labels) for spec in METRICS}

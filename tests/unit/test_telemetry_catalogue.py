@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from aimx.telemetry import catalogue
-from aimx.telemetry.metrics import Metrics, prometheus_name
+from aimx.telemetry.exposition import prometheus_name, render
+from aimx.telemetry.metrics import Metrics
 from aimx.telemetry.span import Kind
 
 DOCS = Path(__file__).parents[2] / "docs" / "spans.md"
@@ -55,9 +56,9 @@ def test_every_name_and_attribute_is_well_formed_and_none_says_model_call() -> N
 def test_every_metric_has_a_name_that_prometheus_takes_and_its_buckets_rise() -> None:
     names = [prometheus_name(spec) for spec in catalogue.METRICS]
     assert len(set(names)) == len(names)
-    assert all(re.fullmatch(r"aimx_[a-z_]+", name) for name in names)
+    assert all(re.fullmatch(r"(aimx|db_client|http_server)_[a-z_]+", name) for name in names)
     for spec in catalogue.METRICS:
         assert (spec.kind == "histogram") == bool(spec.buckets)
         assert list(spec.buckets) == sorted(set(spec.buckets))
         assert not {"agent", "address", "trace", "workflow", "id"} & set(spec.labels), "labels are of low cardinality"
-    assert Metrics().render().endswith("\n")
+    assert render(Metrics().snapshot()).endswith("\n")

@@ -2,7 +2,9 @@
 
 import pytest
 
-from aimx.telemetry.metrics import MAX_SERIES, Metrics, merge, render
+from aimx.telemetry.exposition import negotiate, render
+from aimx.telemetry.metrics import MAX_SERIES, Metrics, merge
+from aimx.telemetry.span import Span, Tracer
 
 
 def test_a_scrape_reads_as_prometheus_expects() -> None:
@@ -12,7 +14,7 @@ def test_a_scrape_reads_as_prometheus_expects() -> None:
     duration = own.histogram("aimx.accept.duration").labels("agent")
     for seconds in (0.001, 0.002, 99):
         duration.record(seconds)
-    lines = own.render().splitlines()
+    lines = render(own.snapshot()).splitlines()
     assert 'aimx_messages_accepted_total{door="agent"} 2' in lines
     assert "# TYPE aimx_messages_accepted_total counter" in lines
     assert "aimx_smtp_sessions 3" in lines
@@ -27,7 +29,7 @@ def test_a_scrape_reads_as_prometheus_expects() -> None:
 def test_label_values_are_escaped() -> None:
     own = Metrics()
     own.counter("aimx.bounces").labels('a"b\\c\nd').add()
-    assert 'aimx_bounces_total{reason="a\\"b\\\\c\\nd"} 1' in own.render()
+    assert 'aimx_bounces_total{reason="a\\"b\\\\c\\nd"} 1' in render(own.snapshot())
 
 
 def test_no_peer_can_make_the_number_of_series_grow() -> None:
@@ -55,9 +57,9 @@ def test_an_observed_gauge_is_asked_at_each_scrape_and_a_broken_one_spoils_nothi
     depth = [1]
     own.observe("aimx.queue.depth", lambda: [(("mailbox",), depth[0])])
     own.observe("aimx.audit.size", lambda: [((), 1 // 0)])
-    assert 'aimx_queue_depth{transport="mailbox"} 1' in own.render()
+    assert 'aimx_queue_depth{transport="mailbox"} 1' in render(own.snapshot())
     depth[0] = 5
-    assert 'aimx_queue_depth{transport="mailbox"} 5' in own.render()
+    assert 'aimx_queue_depth{transport="mailbox"} 5' in render(own.snapshot())
 
 
 def test_processes_are_summed_for_a_scrape() -> None:
@@ -71,3 +73,47 @@ def test_processes_are_summed_for_a_scrape() -> None:
     assert 'aimx_messages_accepted_total{door="peer"} 1' in text
     assert "aimx_depth_count 2" in text
     assert "aimx_depth_sum 8" in text
+
+
+def test_what_all_workers_see_alike_is_not_summed() -> None:
+    one, two = Metrics(), Metrics()
+    one.gauge("aimx.queue.depth").labels("mailbox").set(7)
+    two.gauge("aimx.queue.depth").labels("mailbox").set(6)
+    one.gauge("aimx.smtp.sessions").labels().set(3)
+    two.gauge("aimx.smtp.sessions").labels().set(2)
+    text = render(merge([one.snapshot(), two.snapshot()]))
+    assert 'aimx_queue_depth{transport="mailbox"} 7' in text
+    assert "aimx_smtp_sessions 5" in text
+
+
+class Sink(list[Span]):
+    def take(self, span: Span) -> None:
+        self.append(span)
+
+    def flush(self, timeout_s: float) -> bool:
+        return True
+
+    close = flush
+
+
+def test_a_slow_bucket_leads_to_a_trace_that_was_collected_and_to_no_other() -> None:
+    own = Metrics()
+    duration = own.histogram("aimx.accept.duration").labels("agent")
+    seen, unseen = Tracer(Sink()).start("smtp receive"), Tracer().start("smtp receive")
+    duration.record(0.3, seen)
+    duration.record(0.004, unseen)
+    duration.record(0.002)
+    text = render(own.snapshot(), "openmetrics")
+    (marked,) = [line for line in text.splitlines() if " # " in line]
+    assert marked.startswith('aimx_accept_duration_seconds_bucket{door="agent",le="0.5"} 3 # ')
+    assert f'{{trace_id="{seen.trace_id.hex()}",span_id="{seen.span_id.hex()}"}} 0.3 ' in marked
+    assert text.endswith("# EOF\n")
+    assert "# TYPE aimx_messages_accepted counter" not in text, "a family without a series is left out"
+    assert " # {" not in render(own.snapshot()), "the older format knows no exemplars"
+
+
+def test_openmetrics_is_given_to_those_who_ask_for_it() -> None:
+    assert negotiate("") == negotiate("*/*") == negotiate("text/plain;version=0.0.4") == "text"
+    prometheus = "application/openmetrics-text;version=1.0.0,application/openmetrics-text;version=0.0.1;q=0.75"
+    assert negotiate(prometheus) == "openmetrics"
+    assert negotiate("application/openmetrics-text;q=0, text/plain") == "text"

@@ -5,6 +5,7 @@ A group that fails is halved until the one at fault stands alone: it harms nobod
 
 import asyncio
 import logging
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -12,8 +13,12 @@ from typing import Any, Generic, NamedTuple, TypeVar
 from aimx.store.contract import StoreError, Unavailable
 from aimx.store.postgres.connection import is_lost, refusal
 from aimx.store.postgres.writer import CLOSE_S, Tx, Undone, Writer
+from aimx.telemetry import metrics
 
 log = logging.getLogger(__name__)
+
+DURATION = metrics.histogram("aimx.store.commit.duration").labels()
+BATCH = metrics.histogram("aimx.store.commit.batch").labels()
 
 Item = TypeVar("Item")
 
@@ -77,6 +82,7 @@ class Groups(Generic[Item]):
 
     async def _settle(self, jobs: list[Job]) -> None:
         """Carry out these and answer each. Raises nothing."""
+        began = time.perf_counter()
         try:
             results = await self._writer.transaction(lambda tx: self._batch(tx, [job.item for job in jobs]))
         except Undone as undone:
@@ -93,6 +99,8 @@ class Groups(Generic[Item]):
             _answer(jobs, [error] * len(jobs))
         else:
             _answer(jobs, results)
+            DURATION.record(time.perf_counter() - began)
+            BATCH.record(len(jobs))
 
     async def close(self) -> None:
         """Commit what was submitted, then take nothing more."""

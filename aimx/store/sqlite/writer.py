@@ -20,8 +20,12 @@ from aimx.failpoint import reach
 from aimx.store.contract import AlreadyExists, Busy, Full, Topic, Unavailable
 from aimx.store.sqlite.checkpoint import Checkpointer
 from aimx.store.sqlite.connection import connect
+from aimx.telemetry import metrics
 
 log = logging.getLogger(__name__)
+
+DURATION = metrics.histogram("aimx.store.commit.duration").labels()
+BATCH = metrics.histogram("aimx.store.commit.batch").labels()
 
 MAX_GROUP = 256
 """Calls in one commit: bounds how long the first of them waits for the last."""
@@ -190,6 +194,7 @@ class Writer:
         return jobs, True
 
     def _commit(self, jobs: list[Job]) -> None:
+        began = time.perf_counter()
         try:
             verdicts, topics = self._transaction(jobs)
         except _Lost as lost:
@@ -200,6 +205,8 @@ class Writer:
                     self._commit([job])
             return
         self._answer(verdicts, topics)
+        DURATION.record(time.perf_counter() - began)
+        BATCH.record(len(jobs))
 
     def _transaction(self, jobs: list[Job]) -> tuple[list[Verdict], set[Topic]]:
         """Raises _Lost."""
