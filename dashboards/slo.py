@@ -37,7 +37,7 @@ class Objective(NamedTuple):
     """Events an hour under which nobody is woken; 0: it is a share of time, not of events."""
 
 
-_PRESSURE = 'sum(rate(aimx_pressure_refusals_total{reason!="agent"}[W]))'
+_PRESSURE = 'sum(rate(aimx_pressure_refusals_total{reason!~"agent|address"}[W]))'
 _GIVEN_UP = 'sum(rate(aimx_bounces_total{reason=~"[45].*"}[W]))'
 _OUR_FAULT = 'sum(rate(aimx_bounces_total{reason=~"[45].*",reason!~"5[.][17][.].*"}[W]))'
 _EVENTS = 'event=~"message.accepted|delivery.mailbox|message.deferred|message.relayed"'

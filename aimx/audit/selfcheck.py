@@ -30,7 +30,7 @@ async def watch(reader: Reader, folder: Path) -> None:
     while True:
         verdict = await asyncio.to_thread(check, reader, folder)
         for one in get_args(Verdict):
-            _VERDICT.labels(one).set(one == verdict)
+            _VERDICT.labels(one).set(float(one == verdict))
         await asyncio.sleep(EVERY_S)
 
 

@@ -75,7 +75,7 @@ class Pressure:
         if self._strangers is None or not (wait := self._strangers.take(network)):
             return None
         many = f"more than {self._strangers.per_second * 60:g} messages a minute come from your address"
-        return _counted("address", Reply(451, "4.7.1", f"{many}; send it again in {max(1, round(wait))} s"))
+        return counted("address", Reply(451, "4.7.1", f"{many}; send it again in {max(1, round(wait))} s"))
 
     def queue_refusal(self) -> Reply | None:
         """For a message that would have to wait."""

@@ -350,7 +350,7 @@ METRICS: tuple[MetricSpec, ...] = (
         "Destinations that are left alone or probed.",
         shared=True,
     ),
-    # reason: audit, disk, store, queue, memory, failure: ours; agent: it sends too fast
+    # reason: audit, disk, store, queue, memory, failure: ours; agent, address: they send too fast
     _counter("aimx.pressure.refusals", "{refusal}", ("reason",), "Temporary refusals because it was too much."),
     _gauge("aimx.queue.depth", "{delivery}", ("transport",), "Deliveries waiting.", shared=True),
     _gauge("aimx.queue.oldest_age", "s", (), "How long the oldest waiting delivery has been due.", shared=True),
