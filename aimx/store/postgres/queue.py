@@ -354,7 +354,7 @@ async def _steered(tx: Tx, found: list[Pending], witness: Witness) -> list[Pendi
 
 # ── how much waits ───────────────────────────────────────────────────────────────────────────────────────────────────
 
-COUNTED = 100_000
+COUNTED = 20_000
 """Rows counted one by one; of more there is an estimate, so that asking costs no more."""
 
 
