@@ -163,7 +163,7 @@ class Pool:
                 async with self.lent() as db:
                     return await work(db)
             except Exception as error:
-                if last or not is_lost(error):
+                if last or isinstance(error, TimeoutError) or not is_lost(error):
                     raise refusal(error) from error
         raise AssertionError
 
