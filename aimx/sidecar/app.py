@@ -6,7 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 from fastapi import FastAPI
 
 from aimx.audit.log import LogError
-from aimx.sidecar import describe, messages, node, problems, proofs, traces, witness
+from aimx.sidecar import describe, messages, node, problems, proofs, traces, verifier, witness
 from aimx.sidecar.answer import Turns
 from aimx.sidecar.context import SidecarContext
 from aimx.sidecar.edge import Edge
@@ -32,7 +32,7 @@ def create_app(context: SidecarContext) -> FastAPI:
     app.state.witnessing = asyncio.Semaphore(witness.MAX_WAITING)
     problems.install(app)
     app.add_exception_handler(LogError, problems.unreadable_log)
-    for part in (messages, traces, proofs, node, witness):
+    for part in (messages, traces, proofs, verifier, node, witness):
         app.include_router(part.router)
     app.add_middleware(Traced)
     app.add_middleware(Edge)
