@@ -12,7 +12,16 @@ from ipaddress import IPv4Network, IPv6Network, ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -398,10 +407,34 @@ class Peer(_Section):
     port: int = Field(2526, ge=1, le=65535)
 
 
-class Webhook(_Section):
-    """`[webhook.NAME]`: a URL that messages are posted to."""
+WEBHOOK_SECRET = r"whsec_[A-Za-z0-9+/]{32,86}={0,2}"  # noqa: S105 — how one is written
 
-    url: str = Field(pattern=r"^https?://\S+$")
+
+class Webhook(_Section):
+    """`[webhook.NAME]`: a URL that messages are posted to, signed by Standard Webhooks."""
+
+    url: str = Field(pattern=r"^https?://[^/?#\s]+\S*$", description="http:// only within `networks`")
+    secret: SecretStr | None = Field(
+        None, description="`whsec_` and base64; two of them, a space between, while one replaces the other"
+    )
+    secret_file: Path | None = Field(None, description="or a file that holds them; read at each request")
+    networks: list[IpNetwork] = Field(
+        default_factory=list, description="loopback and private networks that the URL's host may lie in; else none"
+    )
+    ca: Path | None = Field(None, description="PEM of the authority to believe; else the system's")
+    timeout: Seconds = Field(30.0, description="from looking up the host to the end of the answer")
+    max_body: int = Field(MIB, ge=1, le=50 * MIB, description="octets; a message with more is not posted but refused")
+
+    @model_validator(mode="after")
+    def _signed_and_secret(self) -> "Webhook":
+        if (self.secret is None) == (self.secret_file is None):
+            raise ValueError("a webhook is signed: give it `secret` or `secret_file`, not both")
+        words = [] if self.secret is None else self.secret.get_secret_value().split()
+        if len(words) > 2 or not all(re.fullmatch(WEBHOOK_SECRET, word) for word in words):
+            raise ValueError("a webhook's secret is `whsec_` and the base64 of 24 to 64 random octets; at most two")
+        if self.url.startswith("http:") and not self.networks:
+            raise ValueError("http:// shows everything to everybody on the way; write https://, or name its `networks`")
+        return self
 
 
 class Lmtp(_Section):

@@ -44,6 +44,7 @@ from aimx.delivery.outbound import close as close_carriers
 from aimx.delivery.queue import Queue
 from aimx.delivery.relay import Relay
 from aimx.delivery.transport import Carrier, Transport
+from aimx.delivery.webhook import Webhooks
 from aimx.identity import tokens
 from aimx.identity.agents import Directory
 from aimx.identity.certificate import Certificates
@@ -211,7 +212,7 @@ class Node:
         self._stack.push_async_callback(intake.record_turned_away)
         destinations = Destinations(settings.delivery)
         metrics.observe("aimx.destination.circuits", destinations.circuits)
-        carriers: list[Carrier] = [Relay(settings, certificates.peer_credentials())]
+        carriers: list[Carrier] = [Relay(settings, certificates.peer_credentials()), Webhooks(settings)]
         transports: list[Transport] = [
             MailboxTransport(store, settings.node),
             *(Outbound(each, store, settings.node, destinations, settings.delivery) for each in carriers),

@@ -11,7 +11,9 @@ The rules, in order:
    the settings allow that network: what a stranger's DNS says must not make us talk to our own insides.
 """
 
+import asyncio
 import random
+import socket
 from collections.abc import Collection, Sequence
 from ipaddress import ip_address
 from typing import NamedTuple
@@ -127,6 +129,15 @@ class Resolver:
         if not mixed:
             raise NoWay(failure or Never("dns.no-address", "5.4.4", f"DNS has no address for {host}"))
         return mixed
+
+
+async def system_addresses(host: str) -> list[str]:
+    """Of a host that the settings name: as the system knows it, in whatever network. Raises NoWay."""
+    try:
+        found = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except OSError:
+        raise NoWay(unreachable("dns.failed", f"{host} is not known here", host, "4.4.3")) from None
+    return list(dict.fromkeys(str(entry[4][0]) for entry in found))
 
 
 def _system() -> dns.asyncresolver.Resolver:

@@ -6,7 +6,6 @@ further one is asked. A server that cannot be talked to, or refuses us before MA
 
 import asyncio
 import logging
-import socket
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
@@ -18,7 +17,7 @@ from aimx.config import MX, Peer, RelayTls, Settings, Smarthost
 from aimx.delivery import egress, verdict
 from aimx.delivery.dialogue import Dialogue, Encryption, Login, Refused, Server, Unreachable, verified
 from aimx.delivery.mta_sts import Policies, Policy
-from aimx.delivery.mx import NoWay, Resolver
+from aimx.delivery.mx import NoWay, Resolver, system_addresses
 from aimx.delivery.pool import Pool
 from aimx.delivery.smtp_client import Envelope, Recipient, Reply
 from aimx.delivery.transport import Delivered, Later, Never, Parcel, Result
@@ -97,7 +96,7 @@ class Relay:
         if via in self._peers:
             peer = self._peers[via]
             context = self._peer_context(via)
-            for address in await _addresses(peer.host or ""):
+            for address in await system_addresses(peer.host or ""):
                 yield Server(peer.host or "", address, peer.port, "must", context)
         elif via in self._settings.smarthosts:
             for server in await self._smarthost(self._settings.smarthosts[via]):
@@ -115,7 +114,7 @@ class Relay:
         encryption = _ENCRYPTION[smarthost.tls]
         return [
             Server(smarthost.host, address, smarthost.port, encryption, context, smarthost.implicit_tls, login=login)
-            for address in await _addresses(smarthost.host)
+            for address in await system_addresses(smarthost.host)
         ]
 
     async def _by_dns(self, domain: str) -> AsyncIterator[Server | Later | Never]:
@@ -229,12 +228,3 @@ def _tell(talk: Span, result: Result) -> None:
 def _note_test(policy: Policy | None, host: str) -> None:
     if policy is not None and policy.mode == "testing" and not policy.allows(host):
         log.info("an MX is not in the domain's MTA-STS policy (testing)", extra={"event": "mta_sts.testing"})
-
-
-async def _addresses(host: str) -> list[str]:
-    """Of a host that the settings name: as the system knows it, in whatever network. Raises NoWay."""
-    try:
-        found = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
-    except OSError:
-        raise NoWay(verdict.unreachable("dns.failed", f"{host} is not known here", host, "4.4.3")) from None
-    return list(dict.fromkeys(str(entry[4][0]) for entry in found))

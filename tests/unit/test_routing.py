@@ -233,7 +233,7 @@ def test_a_rule_sends_out_by_relay_webhook_or_lmtp() -> None:
         settings(
             route=rules,
             relay={"up": {"host": "up.example"}},
-            webhook={"crm": {"url": "https://crm.example/"}},
+            webhook={"crm": {"url": "https://crm.example/", "secret_file": "crm.secret"}},
             lmtp={"store": {"host": "127.0.0.1"}},
         )
     )
