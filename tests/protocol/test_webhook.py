@@ -105,7 +105,7 @@ async def test_a_message_is_posted_signed_and_in_its_trace(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("kind", "body", "field", "value"),
     [
-        ("text/plain; charset=iso-8859-1", b"gr\xfc\xdfe\r\n", "payload", "grüße"),
+        ("text/plain; charset=iso-8859-1", b"gr\xfc\xdfe", "payload", "grüße"),
         ("application/octet-stream", b"\x00\x01", "payload_base64", base64.b64encode(b"\x00\x01\r\n").decode()),
         ("application/json", b"{broken", "payload_base64", base64.b64encode(b"{broken\r\n").decode()),
         ("application/json", b"[NaN]", "payload_base64", base64.b64encode(b"[NaN]\r\n").decode()),
@@ -118,9 +118,7 @@ async def test_the_payload_is_json_or_base64(tmp_path: Path, kind: str, body: by
             await node.send("ada", "hook", encoded, Content_Type=kind, Content_Transfer_Encoding="base64")
             await settled(node)
             data = json.loads(receiver.got[0].body)["data"]
-            assert {name: data[name] for name in data if name.startswith("payload")} == {
-                field: value.removesuffix("\r\n")
-            }
+            assert {name: data[name] for name in data if name.startswith("payload")} == {field: value}
 
 
 async def test_a_receiver_that_fails_and_recovers_gets_the_same_id(tmp_path: Path) -> None:
