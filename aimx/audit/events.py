@@ -178,6 +178,11 @@ CATALOGUE: Mapping[str, EventKind] = {
         {"what": "e.g. `agent.added`, `agent.disabled`, `agent.password`, `rules.reloaded`"},
         _BY | {"subject": "what was changed: an address, a schema's or a setting's name"},
     ),
+    "data.mended": EventKind(
+        "rows that contradicted each other were put right by `aimx verify-data --fix`",
+        {"what": "which rule they broke", "n": "how many places"},
+        _BY,
+    ),
     "key.rotated": EventKind(
         "a key was replaced",
         {"what": "`log` or `receipt`", "old": "verifier key until now", "new": "verifier key from now on"},
@@ -640,6 +645,10 @@ def config_changed(
 ) -> EventRow:
     """`what` is low-cardinality (`agent.added`, …); `subject` names the thing."""
     return event("config.changed", stamp, fields={"what": what}, values={"by": by, "subject": subject}, facts=facts)
+
+
+def data_mended(stamp: Stamp, *, what: str, n: int, by: str) -> EventRow:
+    return event("data.mended", stamp, fields={"what": what, "n": n}, values={"by": by})
 
 
 def key_rotated(stamp: Stamp, *, what: str, by: str, old: str, new: str, eid: str | None = None) -> EventRow:

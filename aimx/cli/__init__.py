@@ -18,7 +18,8 @@ _COMMANDS = {
     "workflow": "Draw a workflow: who wrote to whom, how often, where it was stopped.",
     "audit": "The tamper-evident log: verify it, prove one message.",
     "queue": "Deliveries that wait: list, show, retry, hold, release, drop.",
-    "db": "The PostgreSQL database that nodes share: init, migrate.",
+    "db": "The PostgreSQL database that nodes share: init, migrate; backup, restore.",
+    "verify-data": "Do the rows of the store agree with each other, the mail with the log?",
     "signer": "Keep the log's key in a process of its own.",
     "doctor": "Check that a node is in good health.",
     "route": "Explain what the rules do with a message.",
@@ -36,7 +37,8 @@ class _Nouns(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _COMMANDS:
             return None
-        command = getattr(import_module(f"aimx.cli.{cmd_name}"), cmd_name)
+        name = cmd_name.replace("-", "_")
+        command = getattr(import_module(f"aimx.cli.{name}"), name)
         assert isinstance(command, click.Command)
         return command
 

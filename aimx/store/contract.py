@@ -597,6 +597,16 @@ Topic = MailboxKey | Literal["queue", "events", "agents"]
 FlagMode = Literal["add", "remove", "replace"]
 
 
+class Fault(NamedTuple):
+    """One rule that is broken: how often, and the first few places. `mendable`: by `mend`, without losing mail."""
+
+    rule: str
+    wrong: str
+    n: int
+    where: tuple[str, ...]
+    mendable: bool
+
+
 class Store(Protocol):
     """See the module's docstring for the rules. All calls raise `Unavailable` when the database cannot serve now."""
 
@@ -855,6 +865,12 @@ class Store(Protocol):
         """A worker's end: its record goes, its leases are free."""
 
     async def nodes(self) -> list[NodeRecord]: ...
+    async def faults(self) -> list[Fault]:
+        """Read everything and say where rows contradict each other. Nodes may run meanwhile."""
+
+    async def mend(self, witness: Callable[[Fault], Sequence[EventRow]]) -> list[Fault]:
+        """Put right, in one commit, what `faults` calls mendable. Returns what was. No node may run meanwhile."""
+
     async def drain(self, node: str, on: bool) -> None:
         """Ask a node to drain (or not). Raises NotFound."""
 

@@ -61,6 +61,7 @@ EVERY = [
     events.queue_changed(STAMP, what="hold", by="admin", messages=[M1, M1], deliveries=[3, 4]),
     events.queue_changed(STAMP, what="drop", by="admin", messages=[M1, M2], deliveries=[3, 5]),
     events.config_changed(STAMP, what="agent.added", by="admin", subject="bob@x.example"),
+    events.data_mended(STAMP, what="mailbox-counts", n=2, by="admin"),
     events.key_rotated(STAMP, what="log", by="admin", old="o", new="n"),
     events.login_refused(STAMP, via="smtp", n=9, since_ms=1, sources=["203.0.113.9"], accounts=["bob@x.example"]),
     events.log_opened(STAMP, origin="x.example/audit/2026h2", log="vkey", receipt="vkey"),

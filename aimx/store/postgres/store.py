@@ -13,6 +13,7 @@ from aimx.store.contract import (
     Due,
     EventRow,
     Expunged,
+    Fault,
     Flagged,
     FlagMode,
     Hold,
@@ -52,10 +53,11 @@ from aimx.store.postgres import (
     queue,
     schemas,
     search,
+    soundness,
 )
 from aimx.store.postgres import once as keys
 from aimx.store.postgres.acceptance import Acceptance, Acceptor
-from aimx.store.postgres.connection import Pool
+from aimx.store.postgres.connection import Db, Pool, refusal
 from aimx.store.postgres.groups import Groups
 from aimx.store.postgres.migration import migrate
 from aimx.store.postgres.notify import Notifier
@@ -392,6 +394,34 @@ class PostgresStore:
 
     async def nodes(self) -> list[NodeRecord]:
         return await self._pool.read(nodes.every)
+
+    async def faults(self) -> list[Fault]:
+        db = await self._over_everything()
+        try:
+            return await soundness.faults(db)
+        except Exception as error:
+            raise refusal(error) from error
+        finally:
+            db.terminate()
+
+    async def mend(self, witness: Callable[[Fault], Sequence[EventRow]]) -> list[Fault]:
+        db = await self._over_everything()
+        tx = Tx(db)
+        try:
+            async with db.transaction():
+                mended = await soundness.mend(tx, witness)
+        except Exception as error:
+            raise refusal(error) from error
+        finally:
+            db.terminate()
+        self._notifier.changed(tx.topics)
+        return mended
+
+    async def _over_everything(self) -> Db:
+        try:
+            return await soundness.over_everything(self._url)
+        except Exception as error:
+            raise refusal(error) from error
 
     async def drain(self, node: str, on: bool) -> None:
         await self._write(lambda tx: nodes.drain(tx, node, on))

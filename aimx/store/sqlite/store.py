@@ -14,6 +14,7 @@ from aimx.store.contract import (
     Due,
     EventRow,
     Expunged,
+    Fault,
     Flagged,
     FlagMode,
     Hold,
@@ -56,6 +57,7 @@ from aimx.store.sqlite import (
     queue,
     schemas,
     search,
+    soundness,
 )
 from aimx.store.sqlite.acceptance import Acceptance
 from aimx.store.sqlite.checkpoint import scrub
@@ -393,6 +395,12 @@ class SqliteStore:
 
     async def nodes(self) -> list[NodeRecord]:
         return await self._reader.far(nodes.every)
+
+    async def faults(self) -> list[Fault]:
+        return await self._reader.far(soundness.faults)
+
+    async def mend(self, witness: Callable[[Fault], Sequence[EventRow]]) -> list[Fault]:
+        return await self._write(lambda tx: soundness.mend(tx, witness))
 
     async def drain(self, node: str, on: bool) -> None:
         await self._write(lambda tx: nodes.drain(tx, node, on))
