@@ -67,7 +67,7 @@ async def _check(data: Path, fix: bool, contents: bool) -> "tuple[list[Fault], l
             def told(fault: "Fault") -> "list[EventRow]":
                 return [events.data_mended(stamp, what=fault.rule, n=fault.n, by="admin")]
 
-            await _alone(store)
+            await _alone(store, settings.node)
             with _stopped(data):
                 mended = await store.mend(told)
         left = await store.faults()
@@ -93,11 +93,11 @@ def _stopped(data: Path) -> "Iterator[None]":
         os.close(descriptor)
 
 
-async def _alone(store: "Store") -> None:
+async def _alone(store: "Store", node: str) -> None:
     """No node of another machine works on the same database. Raises Failed."""
     from aimx.store.contract import SILENT_MS
 
     now_ms = time.time_ns() // 1_000_000
-    alive = sorted({one.node for one in await store.nodes() if one.seen_ms > now_ms - SILENT_MS})
+    alive = sorted({one.node for one in await store.nodes() if one.node != node and one.seen_ms > now_ms - SILENT_MS})
     if alive:
         raise Failed(f"stop every node first; these run: {', '.join(alive)}")
