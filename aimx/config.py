@@ -264,6 +264,14 @@ class Limits(_Section):
     change_burst: int = Field(200, ge=1, description="so many at once")
 
 
+class Database(_Section):
+    url: str | None = Field(
+        None,
+        pattern=r"^postgres(ql)?://",
+        description="`postgresql://USER:PASSWORD@HOST/NAME`: mail in a PostgreSQL that nodes share; else in the folder",
+    )
+
+
 class Idempotency(_Section):
     keep: Seconds = Field(86400.0, description="how long a sender's Idempotency-Key is remembered")
 
@@ -272,7 +280,7 @@ class Audit(_Section):
     database: str | None = Field(
         None,
         pattern=r"^postgres(ql)?://",
-        description="`postgresql://aimx_seq@host/db`: the log in a PostgreSQL; else in files of the data folder",
+        description="`postgresql://aimx_seq@host/db`: the log in a PostgreSQL; else where the mail is",
     )
     shard: Literal["off", "1mo", "3mo", "6mo", "1y"] = Field(
         "off", description="a new log, with a new name and key, at the start of each such part of the year (UTC)"
@@ -451,7 +459,9 @@ class Settings(_Section):
     config: Path | None = None
     ready_file: Path | None = None
     node: str = Field("n1", pattern=r"^[a-z0-9-]{1,32}$", description="this node's name in leaves and headers")
+    workers: int = Field(1, ge=1, le=64, description="processes of this node; more than one needs `database.url`")
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    database: Database = Database()
     listen: Listen = Listen()
     domain: dict[DomainName, Domain] = Field(default_factory=dict)
     smtp: Smtp = Smtp()
@@ -474,6 +484,12 @@ class Settings(_Section):
     peers: dict[GroupName, Peer] = Field(default_factory=dict, alias="peer")
     webhooks: dict[GroupName, Webhook] = Field(default_factory=dict, alias="webhook")
     lmtps: dict[GroupName, Lmtp] = Field(default_factory=dict, alias="lmtp")
+
+    @model_validator(mode="after")
+    def _workers_share(self) -> "Settings":
+        if self.workers > 1 and self.database.url is None:
+            raise ValueError("workers: several processes need a database they share; give --database, or one worker")
+        return self
 
     @model_validator(mode="after")
     def _targets_exist(self) -> "Settings":
@@ -510,6 +526,11 @@ class Settings(_Section):
         if not any(address.version == network.version and address in network for network in INSIDE):
             raise ValueError(f"listen.plain: {plain} is neither loopback nor private; there is no TLS at this door")
         return self
+
+    @property
+    def log_database(self) -> str | None:
+        """Where the audit log is, if not in the data folder."""
+        return self.audit.database or self.database.url
 
     @property
     def domains(self) -> tuple[str, ...]:

@@ -65,7 +65,9 @@ class Listener(ABC, Generic[C]):
         self._pace = pace
         self._descriptors = _descriptors()
         self._too_many = too_many
-        self._listeners: list[tuple[socket.socket, asyncio.Task[None]]] = []
+        self._listeners: list[tuple[socket.socket, bool]] = []
+        """And whether TLS comes first there."""
+        self._accepting: list[asyncio.Task[None]] = []
         self._connections: dict[C, str] = {}
         self._opening: set[socket.socket] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -84,16 +86,27 @@ class Listener(ABC, Generic[C]):
     def listen(self, listener: socket.socket, *, implicit_tls: bool) -> Endpoint:
         """Serve a bound, listening socket (see `bind`). Returns its address."""
         listener.setblocking(False)
-        task = self.loop.create_task(self._accept(listener, implicit_tls))
-        self._listeners.append((listener, task))
+        self._listeners.append((listener, implicit_tls))
+        self._accepting.append(self.loop.create_task(self._accept(listener, implicit_tls)))
         host, port = listener.getsockname()[:2]
         return Endpoint(host, port)
+
+    async def drain(self, on: bool) -> None:
+        """Refuse new connections, or take them again; those that are here go on."""
+        await self._no_more()
+        for listener, implicit_tls in self._listeners:
+            if on:
+                # Unlike closing, this also ends the listening of the copy that a parent process holds.
+                listener.shutdown(socket.SHUT_RDWR)
+            else:
+                listener.listen(BACKLOG)
+                self._accepting.append(self.loop.create_task(self._accept(listener, implicit_tls)))
 
     async def stop(self, grace: float) -> None:
         """Take no more connections; what is in hand has `grace` seconds to be finished."""
         self.stopping = True
-        for listener, task in self._listeners:
-            await cancelled(task)
+        await self._no_more()
+        for listener, _ in self._listeners:
             listener.close()
         self._listeners.clear()
         for connection in list(self._connections):
@@ -199,6 +212,11 @@ class Listener(ABC, Generic[C]):
         finally:
             self._opening.discard(accepted)
 
+    async def _no_more(self) -> None:
+        for task in self._accepting:
+            await cancelled(task)
+        self._accepting.clear()
+
     async def _wait_until_gone(self, seconds: float) -> None:
         if self._connections:
             self._all_gone.clear()
@@ -213,10 +231,13 @@ async def cancelled(task: asyncio.Task[None]) -> None:
         await task
 
 
-def bind(endpoint: Endpoint) -> socket.socket:
-    """A listening socket; port 0 asks the system for a free one. Raises OSError."""
+def bind(endpoint: Endpoint, *, shared: bool = False) -> socket.socket:
+    """A listening socket; port 0 asks the system for a free one. Raises OSError.
+
+    `shared`: further sockets may be bound to the same address, and the system spreads connections over all of them.
+    """
     family = socket.AF_INET6 if ":" in endpoint.host else socket.AF_INET
-    return socket.create_server(endpoint, family=family, backlog=BACKLOG)
+    return socket.create_server(endpoint, family=family, backlog=BACKLOG, reuse_port=shared)
 
 
 def _descriptors() -> int:

@@ -1,4 +1,4 @@
-"""One node: built from settings, run, and stopped. The only place that knows every part.
+"""One process of a node: built from settings, run, and stopped. The only place that knows every part.
 
 A node's life is `Node.start → until stopped → Node.stop`; parts start in the order in which they need each other and
 stop in the reverse one, so that what came in is delivered, logged, signed and traced before the process ends.
@@ -6,37 +6,42 @@ stop in the reverse one, so that what came in is delivered, logged, signed and t
 
 import asyncio
 import contextlib
-import fcntl
-import json
 import logging
 import os
-import resource
-import signal
 import socket
-import sqlite3
 import ssl
-import sys
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import uvicorn
-import uvloop
 
-from aimx import durable
 from aimx.audit import events
 from aimx.audit.anchoring import Anchoring, outsiders
 from aimx.audit.anchors import Anchors
-from aimx.audit.keys import KeyUnusable, load_or_create, load_public
-from aimx.audit.log import LogError
+from aimx.audit.keys import load_or_create, load_public
 from aimx.audit.place import open_anchors, open_reader, read_anchors
 from aimx.audit.selfcheck import watch
 from aimx.audit.sequencer import Sequencer
 from aimx.audit.succession import sharding
 from aimx.audit.witness import Witness, cosigned_logs, load_key
 from aimx.config import Endpoint, SettingError, Settings
+from aimx.data_folder import (
+    ADMIN_TOKEN,
+    MAIL_FILE,
+    READY,
+    SECRET,
+    CannotStart,
+    Ready,
+    announce,
+    lock,
+    needed,
+    prepare,
+    withdraw,
+)
 from aimx.delivery.destination import Destinations
 from aimx.delivery.mailbox import MailboxTransport
 from aimx.delivery.outbound import Outbound
@@ -53,6 +58,7 @@ from aimx.imap import server as imap
 from aimx.intake.intake import Intake
 from aimx.intake.post import Post, Taken, correspondents
 from aimx.intake.report import Reporter
+from aimx.listener import Listener
 from aimx.listener import bind as bind_listener
 from aimx.rate import rate_of_minute
 from aimx.routing.table import RoutingTable
@@ -62,12 +68,12 @@ from aimx.sidecar.context import SidecarContext
 from aimx.smtp import server as smtp
 from aimx.smtp.budget import ByteBudget
 from aimx.smtp.session import Door
-from aimx.store.contract import SpanRef, StoreError
-from aimx.store.sqlite import SqliteStore
+from aimx.store.contract import NodeRecord, SpanRef, Store, StoreError
+from aimx.store.place import open_store
 from aimx.store.timed import timed
-from aimx.telemetry import logs, metrics
+from aimx.telemetry import metrics
 from aimx.telemetry.context import Door as Trust
-from aimx.telemetry.export import TelemetrySettingError, open_metrics, open_tracer
+from aimx.telemetry.export import open_metrics, open_tracer
 from aimx.telemetry.span import Tracer
 
 log = logging.getLogger("aimx.node")
@@ -82,38 +88,13 @@ MEASURE_EVERY = 5.0
 SWEEP_EVERY = 10.0
 RECORD_EVERY = 60.0
 """Seconds between records of what strangers were refused."""
-DESCRIPTORS = 65_536
-
-MAIL_FILE = "mail.db"
-ADMIN_TOKEN = "admin.token"  # noqa: S105 — a file's name
-SECRET = "node.secret"  # noqa: S105
-READY = "ready.json"
-
+BEAT_EVERY = 2.0
+"""Seconds between signs of life to the other nodes, and so until a request to drain is heard."""
 
 RELOADED = frozenset({"routes", "pools", "lists", "loop", "workflow", "agent", "domain"})
 """Settings that a changed file changes at once; of `domain` only the limits, for names are in too many places."""
 
 Ending = Callable[[], Awaitable[object]]
-
-
-class CannotStart(Exception):
-    """The node cannot start. One line: what is wrong and what to do."""
-
-
-@dataclass(frozen=True, slots=True)
-class Ready:
-    """Where a node answers: what `--ready-file` holds as JSON."""
-
-    smtp: str
-    smtps: str
-    imap: str
-    imaps: str
-    http: str
-    ca: str
-    admin_token_file: str
-    peer: str | None = None
-    mx: str | None = None
-    plain: str | None = None
 
 
 class _Http(uvicorn.Server):
@@ -124,12 +105,28 @@ class _Http(uvicorn.Server):
         yield
 
 
+Sockets = Mapping[str, socket.socket]
+"""Bound and listening, by the names in `[listen]`."""
+
+
 class Node:
     """Everything one process runs on one data folder."""
 
-    def __init__(self, settings: Settings, reload: Callable[[], Settings] | None = None) -> None:
-        """`reload` reads the settings anew, for the routing rules; without it they stay as they are."""
+    def __init__(
+        self,
+        settings: Settings,
+        reload: Callable[[], Settings] | None = None,
+        *,
+        sockets: Sockets | None = None,
+        worker: int = 0,
+    ) -> None:
+        """`reload` reads the settings anew, for the routing rules; without it they stay as they are.
+
+        `sockets` are given by the parent of several workers, which then holds the folder and says where they answer.
+        """
         self.settings = settings
+        self._sockets = sockets
+        self._worker = worker
         self.first_start = False
         self._reload = reload
         self.tracer: Tracer | None = None
@@ -137,7 +134,10 @@ class Node:
         self._stack = contextlib.AsyncExitStack()
         self._ticking: list[asyncio.Task[None]] = []
         self._intake: Intake
-        self._store: SqliteStore
+        self._store: Store
+        self._queue: Queue
+        self._doors: list[Listener[Any]] = []
+        self._draining = False
 
     async def start(self) -> Ready:
         """Bind everything and serve. Raises CannotStart; what had started by then is stopped again."""
@@ -159,8 +159,9 @@ class Node:
     async def _start(self) -> Ready:
         settings = self.settings
         folder = prepare(settings.data)
-        self._stack.callback(os.close, lock(folder))
-        withdraw(folder / READY, settings.ready_file)  # an earlier life's, killed before it could
+        if self._sockets is None:
+            self._stack.callback(os.close, lock(folder))
+            withdraw(folder / READY, settings.ready_file)  # an earlier life's, killed before it could
         self.first_start = not (folder / MAIL_FILE).exists()
         now_ms = time.time_ns() // 1_000_000
         certificates = present(folder / "tls", settings.domains)
@@ -174,23 +175,20 @@ class Node:
             admin = tokens.admin_token(folder / ADMIN_TOKEN)
 
         tracer = self.tracer or self._open_telemetry()
-        store = self._store = timed(SqliteStore(folder / MAIL_FILE, settings.node), "sqlite")
-        with needed(folder / MAIL_FILE):
-            await store.open()
-        self._stack.push_async_callback(store.close)
+        store = self._store = await self._open_store(folder)
         sequencer = Sequencer(
-            store,
+            await self._open_outbox(folder, store),
             folder,
             keys,
             node=settings.node,
-            database=settings.audit.database,
+            database=settings.log_database,
             tracer=tracer,
             integrate_within=settings.audit.integrate_within,
             checkpoint_every=settings.audit.checkpoint_every,
             heartbeat_every=settings.audit.heartbeat_every,
             sharding=sharding(settings.audit),
             remembered=lambda origin: [
-                (one.name, one.note) for one in read_anchors(folder, settings.audit.database, origin)
+                (one.name, one.note) for one in read_anchors(folder, settings.log_database, origin)
             ],
         )
         await sequencer.start()
@@ -218,30 +216,28 @@ class Node:
             *(Outbound(each, store, settings.node, destinations, settings.delivery) for each in carriers),
         ]
         self._stack.push_async_callback(close_carriers, carriers)
-        queue = Queue(
+        queue = self._queue = Queue(
             settings,
             store,
             {each.name: each for each in transports},
             tracer,
             reporter,
             destinations,
+            self._worker,
         )
         queue.start()
         self._stack.push_async_callback(queue.stop)
 
-        bound: dict[str, socket.socket] = {}
-        for name in type(settings.listen).model_fields:
-            endpoint = getattr(settings.listen, name)
-            if endpoint is not None:
-                bound[name] = bind(name, endpoint)
-                self._stack.callback(bound[name].close)
+        bound = self._sockets or bind(settings)
+        for listening in bound.values():
+            self._stack.callback(listening.close)
         context = certificates.server_context()
-        budget = ByteBudget(settings.smtp.byte_budget, least=settings.imap.max_literal)
+        budget = ByteBudget(settings.smtp.byte_budget // settings.workers, least=settings.imap.max_literal)
         metrics.observe("aimx.bytes.held", lambda: [((), budget.limit - budget.left)])
         pace = rate_of_minute(settings.limits.connections_per_minute)
         smtp_server = smtp.Server(Door(settings.domains, settings.smtp, directory, intake, budget, pace), context)
         imap_server = imap.Server(imap.Door(settings, store, directory, intake, tracer, budget), context)
-        reader = open_reader(folder, settings.audit.database)
+        reader = open_reader(folder, settings.log_database)
         self._stack.callback(reader.close)
         anchors, witness = self._open_anchors(folder)
         if anchors is not None:
@@ -267,7 +263,8 @@ class Node:
         )
         doors: list[Ending] = []
         self._stack.push_async_callback(together, doors)
-        doors.append(await serve_http(sidecar, context, bound["http"]))
+        http, stop_http = await serve_http(sidecar, context, bound["http"])
+        doors.append(stop_http)
         addresses = {
             "smtp": smtp_server.listen(bound["smtp"], implicit_tls=False),
             "smtps": smtp_server.listen(bound["smtps"], implicit_tls=True),
@@ -303,6 +300,7 @@ class Node:
                 extra={"event": "door.plain"},
             )
         self._stack.push_async_callback(_stop_doors, *servers, imap_server)
+        self._doors = [*servers, imap_server, http]
         metrics.observe("aimx.smtp.sessions", lambda: [((), sum(each.open_connections for each in servers))])
         self._ticking = [
             asyncio.create_task(self._look(certificates), name="aimx-reload"),
@@ -311,15 +309,38 @@ class Node:
             asyncio.create_task(watch(reader, folder), name="aimx-audit-watch"),
             asyncio.create_task(_record_turned_away(intake), name="aimx-turned-away"),
         ]
+        if settings.database.url is not None:
+            await self._join()
         ready = Ready(
             **{name: str(address) for name, address in addresses.items()},
             http=f"https://{_endpoint(bound['http'])}",
             ca=str(certificates.ca.resolve()),
             admin_token_file=str((folder / ADMIN_TOKEN).resolve()),
         )
-        announce(ready, folder / READY, settings.ready_file)
-        self._stack.callback(withdraw, folder / READY, settings.ready_file)
+        if self._sockets is None:
+            announce(ready, folder / READY, settings.ready_file)
+            self._stack.callback(withdraw, folder / READY, settings.ready_file)
         return ready
+
+    async def _open_store(self, folder: Path) -> Store:
+        database = self.settings.database.url
+        store = open_store(folder / MAIL_FILE, database, self.settings.node, self._worker)
+        await self._open(store, "database.url" if database else str(folder / MAIL_FILE))
+        return timed(store, "postgresql" if database else "sqlite")
+
+    async def _open_outbox(self, folder: Path, store: Store) -> Store:
+        """What the sequencer reads and marks: the store, or the same database in the log's own role."""
+        mail, audit = self.settings.database.url, self.settings.audit.database
+        if mail is None or audit is None or audit == mail:
+            return store
+        outbox = open_store(folder / MAIL_FILE, audit, self.settings.node, self._worker, guest=True)
+        await self._open(outbox, "audit.database")
+        return outbox
+
+    async def _open(self, store: Store, what: str) -> None:
+        with needed(Path(what)) if self.settings.database.url is None else reachable(what):
+            await store.open()
+        self._stack.push_async_callback(store.close)
 
     def _open_telemetry(self) -> Tracer:
         tracer = open_tracer(sdk=self.settings.trace.sdk)
@@ -335,7 +356,7 @@ class Node:
         if not (audit.witness or audit.cosign or audit.mail_to or audit.timestamp):
             return None, None
         logs = cosigned_logs(audit)
-        anchors = open_anchors(folder, audit.database)
+        anchors = open_anchors(folder, self.settings.log_database)
         self._stack.callback(anchors.close)
         if not logs:
             return anchors, None
@@ -355,7 +376,50 @@ class Node:
         self._stack.push_async_callback(post.stop)
         return post
 
+    # ── one of several ───────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _join(self) -> None:
+        """Be known to the other nodes, until the end."""
+        started_ms = time.time_ns() // 1_000_000
+        await self._beat(started_ms)
+        self._ticking.append(asyncio.create_task(self._beating(started_ms), name="aimx-beat"))
+        self._stack.push_async_callback(self._part)
+
+    async def _beating(self, started_ms: int) -> None:
+        while True:
+            await asyncio.sleep(BEAT_EVERY)
+            with contextlib.suppress(StoreError):
+                await self._beat(started_ms)
+
+    async def _beat(self, started_ms: int) -> None:
+        record = NodeRecord(
+            node=self.settings.node,
+            worker=self._worker,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            started_ms=started_ms,
+            seen_ms=time.time_ns() // 1_000_000,
+            version=version("aimx-server"),
+        )
+        draining = await self._store.beat(record)
+        if draining != self._draining:
+            await self._drain(draining)
+
+    async def _drain(self, on: bool) -> None:
+        """Take nothing new and finish what is in hand; or be a node like any other again."""
+        self._draining = on
+        self._queue.drain(on)
+        for door in self._doors:
+            await door.drain(on)
+        log.info("draining" if on else "no longer draining", extra={"event": "node.draining"})
+
+    async def _part(self) -> None:
+        with contextlib.suppress(StoreError):
+            await self._store.part(self.settings.node, self._worker)
+
     def _problems(self, sequencer: Sequencer) -> list[str]:
+        if self._draining:
+            return ["this node is draining; undo it with: aimx node undrain"]
         lag = sequencer.lag_ms / 1000
         if lag > self.settings.audit.max_lag:
             return [f"the audit log is {lag:.0f} s behind; look at free disk space and at the log"]
@@ -403,90 +467,38 @@ class Node:
             log.error("the reload of the rules could not be recorded", extra={"event": "rules.reloaded"})
 
 
-def serve(
-    settings: Settings,
-    reload: Callable[[], Settings] | None = None,
-    announce: Callable[[Ready, bool], None] | None = None,
-) -> int:
-    """Run a node until SIGTERM or SIGINT. `announce` is told where it answers and whether this is its first start.
-
-    Returns the exit code: 0 after a stop that was asked for, 1 when it could not start (one line on standard error).
-    """
-    logs.configure(settings.log_level)
-    allow_descriptors()
-    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # below it, strangers write our log
-    try:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_serve(settings, reload, announce))
-    except (CannotStart, SettingError, KeyUnusable, LogError, TelemetrySettingError) as error:
-        print(f"aimx: {error}", file=sys.stderr)
-        return 1
-    return 0
-
-
-def allow_descriptors() -> None:
-    """As many open files as the system allows, within reason: many systems begin with 1,024, and it is one a client."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    most = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS)
-    if soft != resource.RLIM_INFINITY and soft < most:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
-
-
-async def _serve(
-    settings: Settings,
-    reload: Callable[[], Settings] | None,
-    announce: Callable[[Ready, bool], None] | None,
-) -> None:
-    stopped = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopped.set)
-    node = Node(settings, reload)
-    ready = await node.start()
-    try:
-        if announce is not None:
-            announce(ready, node.first_start)
-        await stopped.wait()
-        log.info("stopping", extra={"event": "node.stopping"})
-    finally:
-        await node.stop()
-
-
 # ── parts ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def prepare(folder: Path) -> Path:
-    """The data folder, made 0700; one that others may enter is refused."""
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        mode = folder.stat().st_mode & 0o777
-    except OSError as error:
-        raise CannotStart(f"data: {str(folder)!r} cannot be used: {error.strerror}; choose another --data") from None
-    if mode & 0o077:
-        raise CannotStart(f"data: {str(folder)!r} is open to others (mode {mode:o}); run: chmod 700 {folder}")
-    return folder.resolve()
-
-
-def lock(folder: Path) -> int:
-    """One node a folder. The lock goes with the process, however it ends."""
-    with needed(folder / "lock"):
-        descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(descriptor)
-        raise CannotStart(f"data: another node runs on {str(folder)!r}; stop it or choose another --data") from None
-    return descriptor
-
-
 @contextlib.contextmanager
-def needed(path: Path) -> Iterator[None]:
-    """What goes wrong here with a file of the data folder is one line for whoever starts the node."""
+def reachable(setting: str) -> Iterator[None]:
+    """What goes wrong with the database is one line for whoever starts the node, without its password."""
     try:
         yield
-    except (OSError, ValueError, StoreError, sqlite3.Error) as error:
-        why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise CannotStart(f"data: {str(path)!r} cannot be used: {why}; mend it or choose another --data") from error
+    except StoreError as error:
+        raise CannotStart(f"{setting}: {error}") from error
+
+
+def bind(settings: Settings, *, shared: bool = False) -> dict[str, socket.socket]:
+    """All listening sockets of the settings; `shared`: others may be bound to the same addresses beside them."""
+    bound: dict[str, socket.socket] = {}
+    try:
+        for name in type(settings.listen).model_fields:
+            endpoint: Endpoint | None = getattr(settings.listen, name)
+            if endpoint is None:
+                continue
+            try:
+                bound[name] = bind_listener(endpoint, shared=shared)
+            except OSError as error:
+                # socket.create_server says it at length
+                why = os.strerror(error.errno) if error.errno else "it cannot be used"
+                text = f"listen.{name}: {endpoint} cannot be bound ({why}); choose another --{name}"
+                raise CannotStart(text) from None
+    except BaseException:
+        for listening in bound.values():
+            listening.close()
+        raise
+    return bound
 
 
 def present(folder: Path, names: tuple[str, ...]) -> Certificates:
@@ -502,34 +514,6 @@ def present(folder: Path, names: tuple[str, ...]) -> Certificates:
                 " put good ones there, or move the folder aside to have new ones made (clients then need its ca.pem)"
             ) from None
     return certificates
-
-
-def bind(name: str, endpoint: Endpoint) -> socket.socket:
-    try:
-        return bind_listener(endpoint)
-    except OSError as error:
-        why = os.strerror(error.errno) if error.errno else "it cannot be used"  # socket.create_server says it at length
-        raise CannotStart(f"listen.{name}: {endpoint} cannot be bound ({why}); choose another --{name}") from None
-
-
-def announce(ready: Ready, *paths: Path | None) -> None:
-    """Write the ready file: whole or not at all, for somebody is waiting for it."""
-    text = json.dumps({name: value for name, value in asdict(ready).items() if value is not None}, indent=1) + "\n"
-    for path in paths:
-        if path is None:
-            continue
-        try:
-            durable.replace(path, text.encode())
-        except OSError as error:
-            raise CannotStart(f"ready_file: {str(path)!r} cannot be written: {error.strerror}") from None
-
-
-def withdraw(*paths: Path | None) -> None:
-    """Take the ready files away: nobody answers any more, or not yet."""
-    for path in paths:
-        if path is not None and path.is_file():
-            with contextlib.suppress(OSError):
-                path.unlink()
 
 
 def taken_over(old: Settings, new: Settings) -> tuple[Settings, list[str]]:
@@ -550,8 +534,8 @@ async def together(endings: Sequence[Ending]) -> None:
             log.error("a part did not end well", exc_info=found)
 
 
-async def serve_http(context: SidecarContext, tls: ssl.SSLContext, listener: socket.socket) -> Ending:
-    """The sidecar on a bound socket; returns once it answers. What is returned ends it."""
+async def serve_http(context: SidecarContext, tls: ssl.SSLContext, listener: socket.socket) -> tuple[HttpDoor, Ending]:
+    """The sidecar on a bound socket; returns once it answers: its door, and what ends it."""
     config = uvicorn.Config(
         create_app(context),
         http="h11",
@@ -576,7 +560,7 @@ async def serve_http(context: SidecarContext, tls: ssl.SSLContext, listener: soc
         http.should_exit = True
         await asyncio.gather(door.stop(1.0), asyncio.wait([serving], timeout=GRACE))
 
-    return stop
+    return door, stop
 
 
 async def _stop_doors(*servers: smtp.Server | imap.Server) -> None:
@@ -591,7 +575,7 @@ async def _record_turned_away(intake: Intake) -> None:
             await intake.record_turned_away()
 
 
-async def _sweep(store: SqliteStore) -> None:
+async def _sweep(store: Store) -> None:
     """Drop what has run out."""
     while True:
         await asyncio.sleep(SWEEP_EVERY)
@@ -599,7 +583,7 @@ async def _sweep(store: SqliteStore) -> None:
             await store.sweep(time.time_ns() // 1_000_000)
 
 
-async def _measure(store: SqliteStore, intake: Intake) -> None:
+async def _measure(store: Store, intake: Intake) -> None:
     """Queue and outbox, for the gauges: asked for now and then, so that a scrape never waits for the store."""
     depth = metrics.gauge("aimx.queue.depth").labels("mailbox")
     oldest = metrics.gauge("aimx.queue.oldest_age").labels()

@@ -138,7 +138,7 @@ async def _verify_node(
             report = await check(
                 store,
                 data,
-                database=settings.audit.database,
+                database=settings.log_database,
                 keys=keys,
                 remembered=remembered,
                 contents=contents,
@@ -212,7 +212,7 @@ def prove(id: str, output: Path | None, as_json: bool, data: Path) -> None:
 
     async def work() -> Evidence:
         async with opened(data) as (settings, store):
-            reader = open_reader(data, settings.audit.database)
+            reader = open_reader(data, settings.log_database)
             try:
                 for _ in range(30):
                     try:

@@ -45,7 +45,7 @@ async def export(folder: Path, settings: Settings, data: Path) -> bundle.Exporte
     """The log of a node, written to `folder`. Raises LogError."""
     public = load_public(data)
     trust = of_node(settings, data)
-    database = settings.audit.database
+    database = settings.log_database
     reader = open_reader(data, database)
     try:
         return await asyncio.to_thread(
@@ -83,4 +83,4 @@ def logs(export: Path | None, data: Path) -> Callable[[str], Reader | None]:
     if export is not None:
         shards = {reader.described().origin: reader for reader in bundle.shards(export)}
         return shards.get
-    return open_reader(data, settings_of(data).audit.database).named
+    return open_reader(data, settings_of(data).log_database).named

@@ -63,7 +63,7 @@ def shards(as_json: bool, data: Path) -> None:
     """List the shards: each is a transparency log of its own, and names the one before it."""
     from aimx.audit.place import open_reader
 
-    reader = open_reader(data, settings_of(data).audit.database)
+    reader = open_reader(data, settings_of(data).log_database)
     try:
         found = reader.shards()
     finally:
@@ -90,7 +90,7 @@ def drop_shard(origin: str, yes: bool, data: Path) -> None:
 
     async def work() -> int:
         async with opened(data) as (settings, store):
-            database = settings.audit.database
+            database = settings.log_database
             reader, log = open_reader(data, database), open_log(data, database)
             try:
                 found = reader.shards()
@@ -133,7 +133,7 @@ def restore_fork(yes: bool, as_json: bool, data: Path) -> None:
 
     async def work() -> tuple[str, int]:
         async with opened(data) as (settings, store):
-            database = settings.audit.database
+            database = settings.log_database
             held = keys.load(data, _now())
             anchors = read_anchors(data, database, held.origin)
             texts = [*high_water(data), *((one.name, one.note) for one in anchors)]
@@ -168,7 +168,7 @@ def restore_fork(yes: bool, as_json: bool, data: Path) -> None:
 async def _is_logged(settings: "Settings", data: Path, eid: str) -> bool:
     from aimx.audit.place import open_reader
 
-    reader = open_reader(data, settings.audit.database)
+    reader = open_reader(data, settings.log_database)
     try:
         return await asyncio.to_thread(reader.place_of, eid) is not None
     finally:

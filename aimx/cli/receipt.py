@@ -120,7 +120,7 @@ def _one(keys: list[Verifier], kind: bytes, path: Path, key_id: bytes) -> Verifi
 
 async def _in_shards(receipt: Receipt, data: Path, logs: list[Verifier]) -> tuple[State, Found]:
     """Look through the node's own log, the newest shard first. Raises Failed where what is needed was dropped."""
-    reader = open_reader(data, settings_of(data).audit.database)
+    reader = open_reader(data, settings_of(data).log_database)
     try:
         shards = await asyncio.to_thread(reader.shards)
         answers = []

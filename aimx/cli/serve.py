@@ -39,6 +39,8 @@ def _listeners(command: Any) -> Any:
     "--data", type=click.Path(path_type=Path, file_okay=False), help="The node's folder. [default: ./aimx-data]"
 )
 @click.option("--config", type=click.Path(path_type=Path, dir_okay=False), help="Settings: aimx.toml.")
+@click.option("--database", metavar="URL", help="postgresql://USER:PASSWORD@HOST/NAME; its tables: aimx db init.")
+@click.option("--workers", type=int, metavar="N", help="Processes that serve; more than one needs --database.")
 @_listeners
 @click.option(
     "--ready-file",
@@ -47,18 +49,36 @@ def _listeners(command: Any) -> Any:
 )
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="[default: info]")
 def serve(
-    data: Path | None, config: Path | None, ready_file: Path | None, log_level: str | None, **listen: str | None
+    data: Path | None,
+    config: Path | None,
+    database: str | None,
+    workers: int | None,
+    ready_file: Path | None,
+    log_level: str | None,
+    **listen: str | None,
 ) -> int:
     """Run a node: SMTP, IMAP and HTTPS on loopback, everything it keeps in one folder.
+
+    With --database the mail is in PostgreSQL, which any number of nodes may share; the folder then keeps keys and
+    certificates.
 
     Every setting can also stand in aimx.toml or in the environment (AIMX_DATA, AIMX_LISTEN__SMTP, …); flags win.
     SIGTERM or Ctrl-C finishes what is in hand and leaves.
     """
-    flags = {"data": data, "config": config, "ready_file": ready_file, "log_level": log_level, "listen": listen}
+    flags = {
+        "data": data,
+        "config": config,
+        "database": {"url": database},
+        "workers": workers,
+        "ready_file": ready_file,
+        "log_level": log_level,
+        "listen": listen,
+    }
     settings = load(flags)
-    from aimx import node
+    from aimx import supervisor
+    from aimx.data_folder import Ready
 
-    def announced(ready: node.Ready, first: bool) -> None:
+    def announced(ready: Ready, first: bool) -> None:
         first = first or not (settings.data / STARTED_FILE).exists()  # the first that came so far
         remember(settings)
         if first:
@@ -68,4 +88,4 @@ def serve(
         doors = (("submission", ready.smtps), ("mailboxes", ready.imaps), ("http", ready.http))
         click.echo("ready: " + ", ".join(f"{name} {where}" for name, where in doors))
 
-    return node.serve(settings, lambda: load(flags), announced)
+    return supervisor.serve(settings, lambda: load(flags), announced)

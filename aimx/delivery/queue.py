@@ -54,8 +54,9 @@ class Queue:
         tracer: Tracer,
         reports: Reports,
         destinations: Destinations | None = None,
+        worker: int = 0,
     ) -> None:
-        """`destinations`: shared with the transports that leave the node."""
+        """`destinations`: shared with the transports that leave the node; `worker`: which of the node's processes."""
         self._store = store
         self._transports = transports
         self._tracer = tracer
@@ -63,13 +64,14 @@ class Queue:
         self._warn_ms = int(settings.delivery.warn_after * 1000)
         self._destinations = destinations or Destinations(settings.delivery)
         self._backoff = Backoff.of(settings.delivery)
-        self._owner = worker_name(settings.node, 0)
+        self._owner = worker_name(settings.node, worker)
         self._lease_ms = int(settings.delivery.lease * 1000)
         self._max_idle_ms = int(settings.trace.max_idle * 1000)
         self._slots = settings.delivery.concurrency
         self._outbound_slots = settings.delivery.outbound_concurrency
         self._wake = asyncio.Event()
         self._stopping = False
+        self._draining = False
         self._unsubscribe: Callable[[], None] | None = None
         self._task: asyncio.Task[None] | None = None
         self._working: set[asyncio.Task[None]] = set()
@@ -80,6 +82,11 @@ class Queue:
     def start(self) -> None:
         self._unsubscribe = self._store.subscribe("queue", self._wake.set)
         self._task = asyncio.create_task(self._run(), name="aimx-delivery")
+
+    def drain(self, on: bool) -> None:
+        """Leave what is due to other nodes, or take it again."""
+        self._draining = on
+        self._wake.set()
 
     async def stop(self, grace: float = 2.0) -> None:
         """Finish the attempts in hand, within `grace` seconds; what is left keeps its row."""
@@ -122,8 +129,8 @@ class Queue:
         No more is taken than can be begun at once: what waits here would hold up what is more urgent.
         """
         free = min(self._slots - len(self._working), self._outbound_slots - len(self._outbound))
-        if free < max(1, self._slots // 2):
-            return None  # an attempt that ends will wake us
+        if self._draining or free < max(1, self._slots // 2):
+            return None  # the end of the draining, or of an attempt, will wake us
         closed = self._destinations.closed()
         due_ms = await self._store.next_due(closed)
         now_ms = time.time_ns() // 1_000_000

@@ -53,7 +53,9 @@ async def verify_log(request: Request, here: Here, caller: Admin) -> VerifyRepor
     async with lock:
         audit = here.settings.audit
         trust = trust_of(audit, here.keys().log)
-        report = await verify(here.store, here.settings.data, database=audit.database, keys=here.keys(), trust=trust)
+        report = await verify(
+            here.store, here.settings.data, database=here.settings.log_database, keys=here.keys(), trust=trust
+        )
     return VerifyReport.model_validate(report.to_json())
 
 
