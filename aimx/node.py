@@ -15,14 +15,14 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import uvicorn
 
 from aimx.audit import events
 from aimx.audit.anchoring import Anchoring, outsiders
 from aimx.audit.anchors import Anchors
-from aimx.audit.keys import load_or_create, load_public
+from aimx.audit.keys import Keys, load_or_create, load_public
 from aimx.audit.place import open_anchors, open_reader, read_anchors
 from aimx.audit.selfcheck import watch
 from aimx.audit.sequencer import Sequencer
@@ -163,17 +163,7 @@ class Node:
             self._stack.callback(os.close, lock(folder))
             withdraw(folder / READY, settings.ready_file)  # an earlier life's, killed before it could
         self.first_start = not (folder / MAIL_FILE).exists()
-        now_ms = time.time_ns() // 1_000_000
-        certificates = present(folder / "tls", settings.domains)
-        with needed(folder / "keys"):
-            keys = load_or_create(
-                folder, settings.domains[0], now_ms, signer=settings.audit.signer, length=settings.audit.shard
-            )
-        with needed(folder / SECRET):
-            secret = tokens.node_secret(folder / SECRET)
-        with needed(folder / ADMIN_TOKEN):
-            admin = tokens.admin_token(folder / ADMIN_TOKEN)
-
+        certificates, keys, secret, admin = furnish(folder, settings)
         tracer = self.tracer or self._open_telemetry()
         store = self._store = await self._open_store(folder)
         sequencer = Sequencer(
@@ -499,6 +489,33 @@ def bind(settings: Settings, *, shared: bool = False) -> dict[str, socket.socket
             listening.close()
         raise
     return bound
+
+
+class Furniture(NamedTuple):
+    """What every process of a node needs from its folder."""
+
+    certificates: Certificates
+    keys: Keys
+    secret: bytes
+    admin: str
+
+
+def furnish(folder: Path, settings: Settings) -> Furniture:
+    """The folder's certificates, keys and secrets, made at the first start. Raises CannotStart, KeyUnusable."""
+    certificates = present(folder / "tls", settings.domains)
+    with needed(folder / "keys"):
+        keys = load_or_create(
+            folder,
+            settings.domains[0],
+            time.time_ns() // 1_000_000,
+            signer=settings.audit.signer,
+            length=settings.audit.shard,
+        )
+    with needed(folder / SECRET):
+        secret = tokens.node_secret(folder / SECRET)
+    with needed(folder / ADMIN_TOKEN):
+        admin = tokens.admin_token(folder / ADMIN_TOKEN)
+    return Furniture(certificates, keys, secret, admin)
 
 
 def present(folder: Path, names: tuple[str, ...]) -> Certificates:

@@ -25,7 +25,7 @@ from aimx.audit.keys import KeyUnusable
 from aimx.audit.log import LogError
 from aimx.config import Endpoint, SettingError, Settings
 from aimx.data_folder import READY, CannotStart, Ready, announce, lock, prepare, withdraw
-from aimx.node import Node, Sockets, bind
+from aimx.node import Node, Sockets, bind, furnish
 from aimx.telemetry import logs
 from aimx.telemetry.export import TelemetrySettingError
 
@@ -137,6 +137,7 @@ class Parent:
         try:
             withdraw(folder / READY, settings.ready_file)
             first = not (folder / "keys").exists()
+            furnish(folder, settings)  # before several find it missing at once
             self._bind()
             self._listen_to_signals()
             try:

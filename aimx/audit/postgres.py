@@ -53,6 +53,10 @@ def _install(db: Connection) -> None:
             db.execute(schema.joinpath(name).read_text())
 
 
+_FIRST_SHARD = 7302
+"""The advisory lock under which a log is begun."""
+
+
 class PostgresLog:
     """The writer. One thread at a time; other processes may write too and are fenced off."""
 
@@ -68,10 +72,12 @@ class PostgresLog:
             self._held = None
 
     def reload(self) -> State:
+        newest = "SELECT shard, size, root, frontier, signed FROM audit.state ORDER BY shard DESC LIMIT 1"
         with self._transaction() as db:
-            row = db.execute(
-                "SELECT shard, size, root, frontier, signed FROM audit.state ORDER BY shard DESC LIMIT 1"
-            ).fetchone()
+            row = db.execute(newest).fetchone()
+            if row is None:  # several processes may start on an empty database at once
+                db.execute("SELECT pg_advisory_xact_lock(%s)", (_FIRST_SHARD,))
+                row = db.execute(newest).fetchone()
             if row is None:
                 db.execute("SELECT audit.begin_shard(1, %s, %s)", (EMPTY_ROOT, Frontier().to_bytes()))
                 row = (1, 0, EMPTY_ROOT, Frontier().to_bytes(), None)

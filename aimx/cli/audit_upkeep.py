@@ -126,7 +126,7 @@ def restore_fork(yes: bool, as_json: bool, data: Path) -> None:
     from aimx.audit.place import read_anchors
     from aimx.audit.sequencer import HIGH_WATER, high_water
     from aimx.audit.succession import sharding
-    from aimx.node import CannotStart, lock
+    from aimx.data_folder import CannotStart, lock
 
     if ready(data) is not None:
         raise Failed("the node runs; stop it first")

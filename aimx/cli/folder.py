@@ -55,7 +55,12 @@ class Ready(NamedTuple):
 def remember(settings: Settings) -> None:
     """Leave word of what the node was started with."""
     config = str(settings.config.resolve()) if settings.config else None
-    started = {"config": config, "domains": list(settings.domains), "node": settings.node}
+    started = {
+        "config": config,
+        "database": {"url": settings.database.url},
+        "domains": list(settings.domains),
+        "node": settings.node,
+    }
     durable.replace(settings.data / STARTED_FILE, json.dumps(started).encode())
 
 
@@ -68,7 +73,7 @@ def settings_of(data: Path) -> Settings:
     except (OSError, ValueError):
         started = {}
     try:
-        settings = load({"data": data, "config": started.get("config")})
+        settings = load({"data": data, "config": started.get("config"), "database": started.get("database")})
     except SettingError:
         # Its file is gone or broken now; what the folder needs most is known all the same.
         settings = load({"data": data}, environ={})
@@ -91,14 +96,15 @@ def ready(data: Path) -> Ready | None:
 @asynccontextmanager
 async def opened(data: Path) -> AsyncIterator[tuple[Settings, Store]]:
     """The folder's settings and its store, opened beside a node that may be running."""
-    from aimx.store.sqlite import SqliteStore
+    from aimx.store.place import open_store
 
     settings = settings_of(data)
-    if not (data / MAIL_DB).exists():
+    database = settings.database.url
+    if database is None and not (data / MAIL_DB).exists():
         raise Failed(f"there is no mail in {str(data)!r} yet; start the node once with `aimx serve --data {data}`")
-    store = SqliteStore(data / MAIL_DB, settings.node, guest=True)
-    await store.open()
+    store = open_store(data / MAIL_DB, database, settings.node, guest=True)
     try:
+        await store.open()
         yield settings, store
     finally:
         await store.close()

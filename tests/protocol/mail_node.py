@@ -19,9 +19,10 @@ from aimx.audit import events
 from aimx.audit.report import Report
 from aimx.audit.verify import verify
 from aimx.config import Settings
+from aimx.data_folder import MAIL_FILE, Ready
 from aimx.identity import scram
 from aimx.message.header import HeaderBlock
-from aimx.node import MAIL_FILE, Node, Ready
+from aimx.node import Node
 from aimx.store.contract import Agent, Row, SpanRef, StoredEvent
 from aimx.store.sqlite import SqliteStore
 from aimx.telemetry.catalogue import COMMON, span_spec
