@@ -75,6 +75,7 @@ from aimx.telemetry import metrics
 from aimx.telemetry.context import Door as Trust
 from aimx.telemetry.export import open_metrics, open_tracer
 from aimx.telemetry.span import Tracer
+from aimx.telemetry.workers import PUBLISH_EVERY, Workers
 
 log = logging.getLogger("aimx.node")
 
@@ -246,7 +247,7 @@ class Node:
             keys=lambda: load_public(folder),
             settings=settings,
             is_admin=lambda token: tokens.same(token, admin),
-            metrics=metrics.PROCESS.snapshot,
+            metrics=self._count(folder),
             ready=lambda: self._problems(sequencer),
             tracer=tracer,
             witness=witness,
@@ -292,7 +293,7 @@ class Node:
         self._stack.push_async_callback(_stop_doors, *servers, imap_server)
         self._doors = [*servers, imap_server, http]
         metrics.observe("aimx.smtp.sessions", lambda: [((), sum(each.open_connections for each in servers))])
-        self._ticking = [
+        self._ticking += [
             asyncio.create_task(self._look(certificates), name="aimx-reload"),
             asyncio.create_task(_measure(store, intake), name="aimx-measure"),
             asyncio.create_task(_sweep(store), name="aimx-sweep"),
@@ -339,6 +340,15 @@ class Node:
         closing = [each for each in (close, pump.close if pump is not None else None) if each is not None]
         self._stack.push_async_callback(together, [partial(asyncio.to_thread, each, FLUSH) for each in closing])
         return tracer
+
+    def _count(self, folder: Path) -> Callable[[], metrics.Snapshot]:
+        """What a scrape is told: of this process, or of all the node's workers."""
+        if self._sockets is None:
+            return metrics.PROCESS.snapshot
+        workers = Workers(folder, self._worker)
+        self._ticking.append(asyncio.create_task(_publish(workers), name="aimx-publish"))
+        self._stack.callback(workers.publish)
+        return workers.snapshot
 
     def _open_anchors(self, folder: Path) -> tuple[Anchors | None, Witness | None]:
         """What leaves the house and what comes from others, where the settings ask for any of it."""
@@ -598,6 +608,12 @@ async def _sweep(store: Store) -> None:
         await asyncio.sleep(SWEEP_EVERY)
         with contextlib.suppress(StoreError):
             await store.sweep(time.time_ns() // 1_000_000)
+
+
+async def _publish(workers: Workers) -> None:
+    while True:
+        await asyncio.sleep(PUBLISH_EVERY)
+        workers.publish()
 
 
 async def _measure(store: Store, intake: Intake) -> None:

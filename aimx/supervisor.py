@@ -26,7 +26,7 @@ from aimx.audit.log import LogError
 from aimx.config import Endpoint, SettingError, Settings
 from aimx.data_folder import READY, CannotStart, Ready, announce, lock, prepare, withdraw
 from aimx.node import Node, Sockets, bind, furnish
-from aimx.telemetry import logs
+from aimx.telemetry import logs, workers
 from aimx.telemetry.export import TelemetrySettingError
 
 log = logging.getLogger("aimx.supervisor")
@@ -138,6 +138,7 @@ class Parent:
             withdraw(folder / READY, settings.ready_file)
             first = not (folder / "keys").exists()
             furnish(folder, settings)  # before several find it missing at once
+            workers.clear(folder)
             self._bind()
             self._listen_to_signals()
             try:

@@ -103,8 +103,8 @@ async def opened(data: Path) -> AsyncIterator[tuple[Settings, Store]]:
     if database is None and not (data / MAIL_DB).exists():
         raise Failed(f"there is no mail in {str(data)!r} yet; start the node once with `aimx serve --data {data}`")
     store = open_store(data / MAIL_DB, database, settings.node, guest=True)
+    await store.open()
     try:
-        await store.open()
         yield settings, store
     finally:
         await store.close()

@@ -81,7 +81,7 @@ async def _check(data: Path, fix: bool, contents: bool) -> "tuple[list[Fault], l
 @contextlib.contextmanager
 def _stopped(data: Path) -> "Iterator[None]":
     """No node runs in this folder, and none starts."""
-    from aimx.node import CannotStart, lock
+    from aimx.data_folder import CannotStart, lock
 
     try:
         descriptor = lock(data)
