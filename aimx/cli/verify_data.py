@@ -73,7 +73,7 @@ async def _check(data: Path, fix: bool, contents: bool) -> "tuple[list[Fault], l
         left = await store.faults()
         with verifying() as progress:
             report = await verify(
-                store, data, database=settings.audit.database, contents=contents, patience_s=0, progress=progress
+                store, data, database=settings.log_database, contents=contents, patience_s=0, progress=progress
             )
     return left, mended, report
 
