@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 JOBS   ?= auto
 
-.PHONY: demo test lint bench bench-tracing torture clean
+.PHONY: demo test lint bench bench-tracing torture stack clean
 
 # The stamp is newer than pyproject.toml exactly when what it asks for is installed.
 $(VENV)/.installed: pyproject.toml
@@ -32,6 +32,14 @@ bench-tracing: $(VENV)/.installed
 
 torture: $(VENV)/.installed
 	$(BIN)/python -m pytest -q -s -m torture tests/system $(ARGS)
+
+# A collector from source (Go), its check of otel-collector.yaml, and the tests that run it.
+build/otelcol/otelcol: dashboards/collector-build.yaml
+	go run go.opentelemetry.io/collector/cmd/builder@v0.158.0 --config $<
+
+stack: $(VENV)/.installed build/otelcol/otelcol
+	build/otelcol/otelcol validate --config otel-collector.yaml
+	$(BIN)/python -m pytest -q -s -m stack tests/stack $(ARGS)
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache

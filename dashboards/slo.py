@@ -38,8 +38,9 @@ class Objective(NamedTuple):
 
 
 _PRESSURE = 'sum(rate(aimx_pressure_refusals_total{reason!~"agent|address"}[W]))'
-_GIVEN_UP = 'sum(rate(aimx_bounces_total{reason=~"[45].*"}[W]))'
-_OUR_FAULT = 'sum(rate(aimx_bounces_total{reason=~"[45].*",reason!~"5[.][17][.].*"}[W]))'
+_REPORTS = "delayed|delivered|relayed|expanded"  # asked for, or said on the way: nothing was given up
+_GIVEN_UP = f'sum(rate(aimx_bounces_total{{reason!~"{_REPORTS}"}}[W]))'
+_OUR_FAULT = f'sum(rate(aimx_bounces_total{{reason!~"{_REPORTS}|5[.][17][.].*"}}[W]))'
 _EVENTS = 'event=~"message.accepted|delivery.mailbox|message.deferred|message.relayed"'
 
 OBJECTIVES = (

@@ -345,7 +345,7 @@ METRICS: tuple[MetricSpec, ...] = (
     _counter("aimx.deliveries", "{attempt}", ("transport", "outcome", "error_type"), "Delivery attempts."),
     _histogram("aimx.delivery.duration", "s", ("transport",), "From acceptance to the mailbox or peer.", _DELIVERY),
     _histogram("aimx.delivery.attempts", "{attempt}", ("transport",), "Attempts a finished delivery took.", _STEPS),
-    _counter("aimx.bounces", "{message}", ("reason",), "DSNs sent."),
+    _counter("aimx.bounces", "{message}", ("reason",), "DSNs sent: why given up, or what is reported (delayed, …)."),
     _counter(
         "aimx.destination.circuit.opened", "{time}", ("transport",), "A destination failed and is left alone a while."
     ),

@@ -58,7 +58,7 @@ def burning(severity: str, good: float, bad: float) -> dict[str, dict[str, str]]
         },
         "AimxDeliverySuccess": {
             'aimx_deliveries_total{transport="mailbox",outcome="delivered"}': up(good),
-            'aimx_bounces_total{reason="4.4.7"}': up(bad),
+            'aimx_bounces_total{reason="circuit-open"}': up(bad),
         },
         "AimxDeliveryFreshness": {
             'aimx_delivery_duration_seconds_bucket{transport="mailbox",le="1"}': up(good / 2),
