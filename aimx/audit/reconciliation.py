@@ -174,7 +174,7 @@ class Reconciliation:
     def _agrees(self, row: EventRow, index: int, leaf: Leaf | None) -> bool:
         """Whether an event whose row names a place in the log stands there."""
         self._report.events += 1
-        if any(gap.start <= index < gap.end for gap in self._gaps):
+        if self._gaps and any(gap.start <= index < gap.end for gap in self._gaps):
             return False  # its leaf went with a shard, or with a copy that was put back; the report says how many
         fault: tuple[str, str] | None = None
         if leaf is None or index < 0:
