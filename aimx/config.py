@@ -450,6 +450,15 @@ class Lmtp(_Section):
 
     host: str | None = Field(None, min_length=1, max_length=255)
     port: int = Field(24, ge=1, le=65535)
+    socket: Path | None = Field(None, description="a Unix socket, instead of host and port")
+    tls: RelayTls = Field("may", description="over TCP")
+    ca: Path | None = Field(None, description="PEM of the authority to believe; else the system's")
+
+    @model_validator(mode="after")
+    def _one_place(self) -> "Lmtp":
+        if (self.host is None) == (self.socket is None):
+            raise ValueError("an LMTP store is at a `host` or a `socket`; give one of them")
+        return self
 
 
 class Settings(_Section):

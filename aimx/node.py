@@ -43,6 +43,7 @@ from aimx.data_folder import (
     withdraw,
 )
 from aimx.delivery.destination import Destinations
+from aimx.delivery.lmtp import LmtpStores
 from aimx.delivery.mailbox import MailboxTransport
 from aimx.delivery.outbound import Outbound
 from aimx.delivery.outbound import close as close_carriers
@@ -201,7 +202,11 @@ class Node:
         self._stack.push_async_callback(intake.record_turned_away)
         destinations = Destinations(settings.delivery)
         metrics.observe("aimx.destination.circuits", destinations.circuits)
-        carriers: list[Carrier] = [Relay(settings, certificates.peer_credentials()), Webhooks(settings)]
+        carriers: list[Carrier] = [
+            Relay(settings, certificates.peer_credentials()),
+            LmtpStores(settings),
+            Webhooks(settings),
+        ]
         transports: list[Transport] = [
             MailboxTransport(store, settings.node),
             *(Outbound(each, store, settings.node, destinations, settings.delivery) for each in carriers),

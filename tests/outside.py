@@ -9,6 +9,7 @@ import ssl
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import dns.flags
 import dns.message
@@ -116,9 +117,15 @@ class MailServer:
         return self.mails
 
     @asynccontextmanager
-    async def listening(self, host: str = "127.0.0.1", port: int = 0) -> AsyncIterator["MailServer"]:
-        server = await asyncio.start_server(self._client, host, port)
-        self.port = server.sockets[0].getsockname()[1]
+    async def listening(
+        self, host: str = "127.0.0.1", port: int = 0, path: Path | None = None
+    ) -> AsyncIterator["MailServer"]:
+        """`path`: of a Unix socket, instead of host and port."""
+        if path is not None:
+            server = await asyncio.start_unix_server(self._client, path)
+        else:
+            server = await asyncio.start_server(self._client, host, port)
+            self.port = server.sockets[0].getsockname()[1]
         try:
             yield self
         finally:

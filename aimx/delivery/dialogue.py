@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Literal, NamedTuple, TypeVar, cast
 
+from aimx.config import RelayTls
 from aimx.delivery import sasl_client
 from aimx.delivery.smtp_client import Broken, Envelope, Extensions, Replies, Reply, Stuffing, hello, mail, rcpt
 from aimx.delivery.verdict import Stage
@@ -39,6 +40,8 @@ WRITE_AHEAD = 256 * 1024
 """Octets written that the other side has not taken, before we wait."""
 
 Encryption = Literal["none", "may", "must"]
+ENCRYPTION: dict[RelayTls, Encryption] = {"none": "none", "may": "may", "encrypt": "must", "verify": "must"}
+"""Of each level in the settings; `verify` also asks for a context that verifies."""
 T = TypeVar("T")
 
 

@@ -9,25 +9,23 @@ import logging
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 from aimx.config import MX, Peer, RelayTls, Settings, Smarthost
-from aimx.delivery import egress, verdict
-from aimx.delivery.dialogue import Dialogue, Encryption, Login, Refused, Server, Unreachable, verified
+from aimx.delivery import egress
+from aimx.delivery.dialogue import ENCRYPTION, Login, Server, verified
+from aimx.delivery.handover import hand_over, tell
 from aimx.delivery.mta_sts import Policies, Policy
 from aimx.delivery.mx import NoWay, Resolver, system_addresses
 from aimx.delivery.pool import Pool
-from aimx.delivery.smtp_client import Envelope, Recipient, Reply
-from aimx.delivery.transport import Delivered, Later, Never, Parcel, Result
+from aimx.delivery.transport import Later, Never, Parcel, Result
 from aimx.telemetry.span import CLIENT, Span
 
 log = logging.getLogger("aimx.delivery")
 
 MAX_TRIES = 5
 """Servers in one attempt (RFC 5321 §5.1 asks for at least two)."""
-_ENCRYPTION: dict[RelayTls, Encryption] = {"none": "none", "may": "may", "encrypt": "must", "verify": "must"}
 
 
 class Relay:
@@ -54,7 +52,7 @@ class Relay:
         via = parcel.via or MX
         with span.child(f"relay {via}", CLIENT) as talk:
             result = await self._carry(parcel, via, talk)
-            _tell(talk, result)
+            tell(talk, result)
         return result
 
     async def close(self) -> None:
@@ -75,7 +73,7 @@ class Relay:
                     tries += 1
                     talk.set("server.address", server.host)
                     talk.set("server.port", server.port)
-                    result = await self._hand_over(server, parcel, via in self._peers, talk)
+                    result = await hand_over(self._pool, server, parcel, talk, peer=via in self._peers)
                     passed_over = isinstance(result, Later) and result.everybody
                     if not passed_over or tries == MAX_TRIES:
                         return result
@@ -111,7 +109,7 @@ class Relay:
             secret = await asyncio.to_thread(smarthost.password_file.read_text)
             login = Login(smarthost.user, secret.partition("\n")[0].rstrip("\r"))
         context = self._context(smarthost.tls, smarthost.ca)
-        encryption = _ENCRYPTION[smarthost.tls]
+        encryption = ENCRYPTION[smarthost.tls]
         return [
             Server(smarthost.host, address, smarthost.port, encryption, context, smarthost.implicit_tls, login=login)
             for address in await system_addresses(smarthost.host)
@@ -136,7 +134,7 @@ class Relay:
                 yield error.result
                 continue
             for address in addresses:
-                yield Server(host.name, address, self._settings.port, _ENCRYPTION[level], context)
+                yield Server(host.name, address, self._settings.port, ENCRYPTION[level], context)
 
     def _context(self, level: RelayTls, ca: Path | None) -> ssl.SSLContext | None:
         return self._verified(None if ca is None else str(ca)) if level == "verify" else None
@@ -152,77 +150,6 @@ class Relay:
         if self._credentials is not None:
             context.load_cert_chain(*self._credentials)
         return context
-
-    # ── handing over ─────────────────────────────────────────────────────────────────────────────────────────────────
-
-    async def _hand_over(self, server: Server, parcel: Parcel, peer: bool, talk: Span) -> Result:
-        """To one server; a connection that was kept and turns out to be gone costs a second try, not the attempt."""
-        try:
-            try:
-                return await self._transact(server, parcel, peer, talk, fresh=False)
-            except _Stale:
-                return await self._transact(server, parcel, peer, talk, fresh=True)
-        except Unreachable as error:
-            if error.reason in ("tls", "certificate") and server.encryption == "may" and not server.implicit:
-                return await self._hand_over(replace(server, encryption="none"), parcel, peer, talk)  # RFC 7435 §3
-            return verdict.unreachable(error.reason, f"{server.host}: {error.text}", server.host)
-        except Refused as error:
-            return verdict.of_reply(error.reply.code, error.reply.lines, error.stage, server.host)
-
-    async def _transact(self, server: Server, parcel: Parcel, peer: bool, talk: Span, *, fresh: bool) -> Result:
-        async with self._pool.lend(server, fresh=fresh) as dialogue:
-            if dialogue.tls is not None:
-                talk.set("tls.protocol.version", dialogue.tls)
-            try:
-                leaving = await egress.fit(parcel, dialogue.known, peer=peer)
-            except egress.Unfit as error:
-                return replace(error.result, host=server.host)
-            return _result(await _send(dialogue, _envelope(parcel, leaving), leaving), dialogue, server)
-
-
-class _Stale(Exception):
-    """A kept connection was gone when it was used again."""
-
-
-async def _send(dialogue: Dialogue, envelope: Envelope, leaving: egress.Leaving) -> Reply:
-    used_before = dialogue.sent > 0
-    try:
-        (reply,) = await dialogue.send(envelope, leaving.octets())
-    except Unreachable as error:
-        if used_before and not dialogue.data_begun:
-            raise _Stale from error
-        raise
-    return reply
-
-
-def _envelope(parcel: Parcel, leaving: egress.Leaving) -> Envelope:
-    options = parcel.due.target.options
-    return Envelope(
-        sender=parcel.due.sender,
-        recipients=[Recipient(parcel.address, options.get("notify"), options.get("orcpt"))],
-        size=leaving.size,
-        eight_bit=leaving.eight_bit,
-        utf8=leaving.utf8,
-        ret=options.get("ret"),
-        envid=options.get("envid"),
-        priority=parcel.due.target.priority,
-    )
-
-
-def _result(reply: Reply, dialogue: Dialogue, server: Server) -> Result:
-    if reply.ok:
-        return Delivered(server.host, reply.code, reply.text[:500], tells="DSN" in dialogue.known)
-    stage: verdict.Stage = "end" if dialogue.data_begun else "rcpt"
-    return verdict.of_reply(reply.code, reply.lines, stage, server.host)
-
-
-def _tell(talk: Span, result: Result) -> None:
-    talk.set("messaging.system", "aimx")
-    if result.code:
-        talk.set("smtp.response.status_code", result.code)
-    if not isinstance(result, Delivered):
-        talk.set("smtp.response.enhanced_code", result.status)
-        talk.error(result.reason)
 
 
 def _note_test(policy: Policy | None, host: str) -> None:

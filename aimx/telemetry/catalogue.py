@@ -161,6 +161,21 @@ SPANS: tuple[SpanSpec, ...] = (
         "The dialogue with another server.",
     ),
     SpanSpec(
+        "lmtp {name}",
+        CLIENT,
+        ("deliver {transport}",),
+        (),
+        (
+            "server.address",
+            "server.port",
+            "tls.protocol.version",
+            "smtp.response.status_code",
+            "smtp.response.enhanced_code",
+        ),
+        (),
+        "The dialogue with a mail store.",
+    ),
+    SpanSpec(
         "webhook {name}",
         CLIENT,
         ("deliver {transport}",),

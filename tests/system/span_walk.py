@@ -12,7 +12,7 @@ from tests.otlp_receiver import Link, Received
 
 CREATORS = frozenset({"send", "smtp receive", "imap append", "dead-letter {queue}"})
 """Spans whose context a message carries as its creation context."""
-WITHIN = frozenset({"route {rule}", "mailbox append", "audit append", "relay {peer}", "webhook {name}"})
+WITHIN = frozenset({"route {rule}", "mailbox append", "audit append", "relay {peer}", "lmtp {name}", "webhook {name}"})
 """Work that is done before what asked for it goes on."""
 SLACK_NS = 5_000_000
 """Two clocks of one machine: the wall's reading at a begin and at an end may be corrected in between."""

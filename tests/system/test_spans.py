@@ -440,5 +440,5 @@ def test_an_http_request_continues_only_a_known_callers_trace(world: World) -> N
 def test_every_span_of_this_node_was_seen(world: World) -> None:
     """What no scenario makes is named here, so that a new span needs one."""
     seen = {spec.name for span in world.collector.spans if (spec := span_spec(span.name)) is not None}
-    elsewhere = {"webhook {name}", "checkpoint witness"}
+    elsewhere = {"lmtp {name}", "webhook {name}", "checkpoint witness"}
     assert {spec.name for spec in SPANS} - seen == elsewhere
