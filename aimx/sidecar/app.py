@@ -6,7 +6,19 @@ from importlib.metadata import PackageNotFoundError, version
 from fastapi import FastAPI
 
 from aimx.audit.log import LogError
-from aimx.sidecar import describe, messages, node, problems, proofs, traces, verifier, witness
+from aimx.sidecar import (
+    consistency,
+    describe,
+    erasure,
+    messages,
+    node,
+    problems,
+    proofs,
+    traces,
+    verifications,
+    verifier,
+    witness,
+)
 from aimx.sidecar.answer import Turns
 from aimx.sidecar.context import SidecarContext
 from aimx.sidecar.edge import Edge
@@ -26,14 +38,16 @@ def create_app(context: SidecarContext) -> FastAPI:
         separate_input_output_schemas=False,
     )
     app.state.context = context
-    app.state.verifying = asyncio.Lock()
+    app.state.verifier = verifications.Verifier()
     app.state.turns = Turns()
     app.state.witness_turn = asyncio.Lock()
     app.state.witnessing = asyncio.Semaphore(witness.MAX_WAITING)
     problems.install(app)
     app.add_exception_handler(LogError, problems.unreadable_log)
-    for part in (messages, traces, proofs, verifier, node, witness):
+    parts = (messages, erasure, traces, proofs, consistency, verifications, verifier, node, witness)
+    for part in parts:
         app.include_router(part.router)
+    app.state.routes = [route for part in parts for route in part.router.routes]
     app.add_middleware(Traced)
     app.add_middleware(Edge)
     app.openapi = describe.openapi(app)  # type: ignore[method-assign]

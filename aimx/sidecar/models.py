@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from aimx.sidecar.timeline import Counts, Participant, Timeline
 from aimx.sidecar.visibility import facts
-from aimx.store.contract import Located, MessageRecord, Pending, StoredEvent
+from aimx.store.contract import Hold, Located, MessageRecord, Pending, StoredEvent
 
 ULID = r"^[0-7][0-9A-HJKMNP-TV-Z]{25}$"
 MESSAGE = r"^(?:[0-7][0-9A-HJKMNP-TV-Z]{25}|<[!-;=?-~]{1,996}>)$"
@@ -279,3 +279,75 @@ class VerifyReport(_Model):
     first: Finding | None
     findings: list[Finding]
     seconds: float
+
+
+class Verification(_Model):
+    """One verification of the whole log, as a job."""
+
+    id: Eid = Field(description="The job's id.")
+    state: Literal["running", "done", "failed"] = Field(description="`failed`: it could not be carried out.")
+    started_ms: int
+    ended_ms: int | None
+    done: int = Field(description="How many leaves and events were looked at.")
+    total: int = Field(description="Of how many; 0 while that is not known.")
+    report: VerifyReport | None = Field(description="What was found, once it is done.")
+
+
+class Verifications(_Model):
+    items: list[Verification]
+
+
+class Consistency(_Model):
+    """That a tree begins with an earlier one (RFC 6962 §2.1.2). Hashes are base64."""
+
+    origin: str
+    old: int = Field(alias="from")
+    new: int = Field(alias="to")
+    old_root: str = Field(alias="from_root")
+    new_root: str = Field(alias="to_root")
+    proof: list[str] = Field(description="Empty where `from` is 0 or equal to `to`.")
+
+    model_config = ConfigDict(frozen=True, populate_by_name=True)
+
+
+HoldKind = Literal["message", "workflow", "agent"]
+SUBJECT = r"^[^\x00-\x1f\x7f]+$"
+
+
+class EraseRequest(_Model):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    reason: str = Field(
+        "request",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}$",
+        description="A word or two, kept in the log for good and in the clear: no name of anybody.",
+    )
+
+
+class Erasure(_Model):
+    eid: Eid
+    survivors: list[str] = Field(description="Where copies may survive that the node cannot reach.")
+
+
+class HoldRequest(_Model):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: HoldKind
+    subject: str = Field(pattern=SUBJECT, max_length=320, description="A message's id, a workflow, an address.")
+    reason: str = Field(pattern=SUBJECT, max_length=500)
+
+
+class LegalHold(_Model):
+    kind: HoldKind
+    subject: str
+    reason: str
+    by: str
+    since_ms: int
+
+    @classmethod
+    def of(cls, hold: Hold) -> "LegalHold":
+        return cls(kind=hold.kind, subject=hold.subject, reason=hold.reason, by=hold.by, since_ms=hold.t_ms)
+
+
+class Holds(_Model):
+    items: list[LegalHold]

@@ -12,6 +12,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from aimx.store.contract import NotFound, StoreError, Unavailable
 
@@ -58,6 +59,12 @@ PROBLEMS: Mapping[str, Kind] = {
         "Not in a checkpoint yet",
         "The event waits to be written to the audit log; that takes about a second. Ask again.",
         {"Retry-After": "1"},
+    ),
+    "held": Kind(
+        409, "A legal hold forbids it", "`GET /v1/audit/holds` lists the holds; once it is released, ask again."
+    ),
+    "already-held": Kind(
+        409, "There is such a hold", "A hold of this kind on this subject is in force; `GET /v1/audit/holds` shows it."
     ),
     "erased": Kind(
         410,
@@ -122,11 +129,21 @@ async def _problem(request: Request, error: Exception) -> JSONResponse:
 
 async def _http(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
-    if error.status_code == 405 and error.headers and "POST" in error.headers.get("Allow", ""):
+    if error.status_code == 405:
         answer = response("method-not-allowed")
-        answer.headers["Allow"] = error.headers["Allow"]
+        answer.headers["Allow"] = ", ".join(sorted(_methods(request)))
         return answer
     return response(_BY_STATUS.get(error.status_code, "bad-request" if error.status_code < 500 else "failed"))
+
+
+def _methods(request: Request) -> set[str]:
+    """What the address has, over all its routes; HEAD wherever there is GET (`edge`)."""
+    found: set[str] = set()
+    for route in request.app.state.routes:
+        match, _ = route.matches(request.scope)
+        if match is not Match.NONE:
+            found |= getattr(route, "methods", None) or set()
+    return found | ({"HEAD"} if "GET" in found else set())
 
 
 async def _store(request: Request, error: Exception) -> JSONResponse:

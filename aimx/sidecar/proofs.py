@@ -1,4 +1,4 @@
-"""The audit log over HTTP: verification, proofs, and the log's files at the paths C2SP gives them.
+"""The audit log over HTTP: proofs, and the log's files at the paths C2SP gives them.
 
 Checkpoint and hash tiles are open: leaves commit to everything under keys of 256 bits, so their hashes tell nothing.
 Entry bundles show what kind of thing happened when to everybody on the node, so they take the admin's token.
@@ -8,20 +8,18 @@ Entry bundles show what kind of thing happened when to everybody on the node, so
 import asyncio
 from typing import Annotated, NamedTuple
 
-from fastapi import APIRouter, Path, Query, Request
+from fastapi import APIRouter, Path, Query
 from fastapi.responses import PlainTextResponse, Response
 
-from aimx.audit.anchoring import trust_of
 from aimx.audit.events import ACCEPTANCE
 from aimx.audit.evidence import event_proofs
 from aimx.audit.log import NotCovered, Reader
-from aimx.audit.verify import verify
 from aimx.sidecar import access
 from aimx.sidecar.access import Admin, Here, SignedIn
 from aimx.sidecar.context import SidecarContext
 from aimx.sidecar.describe import content, problems
 from aimx.sidecar.messages import MessageName
-from aimx.sidecar.models import A_ULID, ULID, MessageProof, VerifyReport
+from aimx.sidecar.models import A_ULID, ULID, MessageProof
 from aimx.sidecar.problems import Problem
 from aimx.sidecar.visibility import is_sender, visible
 from aimx.store.contract import StoredEvent
@@ -38,25 +36,6 @@ TilePath = Annotated[
     str,
     Path(pattern=_NUMBER, description="Tile number in groups of three digits, `.p/W` for a part.", examples=["000"]),
 ]
-
-
-@router.get(
-    "/v1/audit/verify",
-    summary="Check the whole log now",
-    operation_id="verifyLog",
-    responses=problems("unauthenticated", "forbidden", "busy", "unavailable"),
-)
-async def verify_log(request: Request, here: Here, caller: Admin) -> VerifyReport:
-    lock: asyncio.Lock = request.app.state.verifying
-    if lock.locked():
-        raise Problem("busy")
-    async with lock:
-        audit = here.settings.audit
-        trust = trust_of(audit, here.keys().log)
-        report = await verify(
-            here.store, here.settings.data, database=here.settings.log_database, keys=here.keys(), trust=trust
-        )
-    return VerifyReport.model_validate(report.to_json())
 
 
 @router.get(

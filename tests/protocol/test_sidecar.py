@@ -1,6 +1,7 @@
 """The HTTP side over a real store and audit log: what is answered, to whom, and what is recorded of it."""
 
 import asyncio
+import base64
 import json
 import sqlite3
 from collections.abc import AsyncIterator
@@ -22,7 +23,7 @@ from aimx.store.contract import MessageRecord, Unavailable
 from aimx.tlog import checkpoint, tile
 from aimx.tlog import receipt as tlog_receipt
 from aimx.tlog.leaf import canonical
-from aimx.tlog.tree import leaf_hash
+from aimx.tlog.tree import leaf_hash, verify_consistency
 from tests.protocol.sidecar_world import ADMIN, CRITIC, PLANNER, RESEARCHER, SPAN, TRACE, World, json_payload, world
 
 NOBODY = "01KAQ5XV2M8Z7Q4T9H3W6E1R0C"
@@ -41,9 +42,17 @@ TOKEN_PATHS = [
 ]
 OPEN_PATHS = [
     *("/healthz", "/readyz", "/checkpoint", "/tile/0/000.p/1"),
+    *("/verify", "/v1/audit/consistency?from=0&to=0"),
     *("/log/shards", "/log/2026h1/checkpoint", "/log/2026h1/tile/0/000.p/1"),
 ]
-ADMIN_PATHS = ["/metrics", "/v1/audit/verify", "/tile/entries/000", "/log/2026h1/tile/entries/000"]
+ADMIN_PATHS = [
+    "/metrics",
+    "/v1/audit/verify",
+    "/v1/audit/verifications",
+    "/v1/audit/holds",
+    "/tile/entries/000",
+    "/log/2026h1/tile/entries/000",
+]
 
 
 @pytest.fixture
@@ -329,7 +338,7 @@ async def test_an_erased_message_keeps_its_history_and_has_no_content(
     assert record is not None
 
     async def erased(_: str) -> MessageRecord:
-        return replace(record, header_size=0, body_size=0)
+        return replace(record, erased=True)
 
     monkeypatch.setattr(here.store, "message", erased)
     found = await get(http, f"/v1/messages/{eid}")
@@ -554,8 +563,9 @@ async def test_verify_reports_and_runs_one_at_a_time(here: World, http: httpx.As
     await here.sequencer.flush()
     found = await get(http, "/v1/audit/verify")
     assert (found["ok"], found["consistent"], found["complete"]) == (True, "CONSISTENT", "COMPLETE"), found
-    async with here.app.state.verifying:
+    async with here.app.state.verifier.turn:
         assert_problem(await http.get("/v1/audit/verify"), "busy")
+        assert_problem(await http.post("/v1/audit/verifications"), "busy")
 
 
 async def test_a_damaged_log_is_reported_and_not_a_crash(here: World, http: httpx.AsyncClient) -> None:
@@ -568,6 +578,84 @@ async def test_a_damaged_log_is_reported_and_not_a_crash(here: World, http: http
     found = await get(http, "/v1/audit/verify")
     assert found["ok"] is False
     assert found["first"]["kind"] == "leaf-edited"
+
+
+async def test_a_verification_is_a_job_whose_result_is_kept(here: World, http: httpx.AsyncClient) -> None:
+    await here.send(PLANNER, RESEARCHER)
+    await here.sequencer.flush()
+    begun = await http.post("/v1/audit/verifications")
+    assert begun.status_code == 202
+    place = begun.headers["location"]
+    while (found := await get(http, place))["state"] == "running":
+        await asyncio.sleep(0.01)
+    assert found["state"] == "done"
+    assert found["done"] == found["total"] > 0
+    assert (found["report"]["ok"], found["report"]["complete"]) == (True, "COMPLETE")
+    assert found["ended_ms"] >= found["started_ms"]
+    assert [job["id"] for job in (await get(http, "/v1/audit/verifications"))["items"]] == [begun.json()["id"]]
+    assert_problem(await http.get(f"/v1/audit/verifications/{NOBODY}"), "not-found")
+
+
+async def test_the_log_of_any_size_begins_with_that_of_any_smaller(here: World) -> None:
+    for _ in range(9):
+        await here.send(PLANNER, RESEARCHER)
+    await here.sequencer.flush()
+    async with here.client(None) as http:
+        newest = checkpoint.parse((await http.get("/checkpoint")).text.partition("\n\n")[0] + "\n")
+        for new in range(newest.size + 1):
+            for old in range(new + 1):
+                found = await get(http, f"/v1/audit/consistency?from={old}&to={new}")
+                roots = [base64.b64decode(found[name]) for name in ("from_root", "to_root")]
+                path = [base64.b64decode(part) for part in found["proof"]]
+                if old:
+                    verify_consistency(old, new, *roots, path)
+        assert roots[1] == newest.root
+        assert (found["origin"], found["from"], found["to"]) == (newest.origin, newest.size, newest.size)
+        named = newest.origin.rpartition("/")[2]
+        assert await get(http, f"/v1/audit/consistency?from=1&to=2&shard={named}")
+        for wrong in ("from=3&to=2", f"from=0&to={newest.size + 99}", "from=1&to=2&shard=1999"):
+            assert_problem(await http.get(f"/v1/audit/consistency?{wrong}"), "not-found")
+
+
+async def test_an_admin_erases_a_message_and_its_parties_find_out(here: World, http: httpx.AsyncClient) -> None:
+    eid = await here.send(PLANNER, RESEARCHER)
+    async with here.client(here.agents[PLANNER]) as own:
+        assert_problem(await own.post(f"/v1/messages/{eid}/erasure", json={}), "forbidden")
+    done = await http.post(f"/v1/messages/{eid}/erasure", json={"reason": "ticket 9"})
+    assert done.status_code == 200, done.text
+    assert any("backups" in place for place in done.json()["survivors"])
+    found = await get(http, f"/v1/messages/{eid}")
+    assert (found["erased"], found["payload"], found["copies"]) == (True, None, [])
+    assert found["events"][-1]["event"] == "message.erased"
+    assert found["events"][-1]["trace_id"] == found["trace_ids"][0]
+    assert_problem(await http.get(f"/v1/messages/{eid}/raw"), "erased")
+    assert (await http.post(f"/v1/messages/{eid}/erasure", json={})).status_code == 200  # once more does nothing
+    assert len((await get(http, f"/v1/messages/{eid}"))["events"]) == len(found["events"])
+    assert_problem(await http.post(f"/v1/messages/{NOBODY}/erasure", json={}), "not-found")
+    await here.sequencer.flush()
+    report = await get(http, "/v1/audit/verify")
+    assert (report["ok"], report["erased"]) == (True, 2)
+
+
+async def test_a_legal_hold_is_the_admin_s_and_forbids_erasure(here: World, http: httpx.AsyncClient) -> None:
+    eid = await here.send(PLANNER, RESEARCHER)
+    asked = {"kind": "agent", "subject": RESEARCHER.upper(), "reason": "case 7"}
+    async with here.client(here.agents[PLANNER]) as own:
+        assert_problem(await own.post("/v1/audit/holds", json=asked), "forbidden")
+        assert_problem(await own.get("/v1/audit/holds"), "forbidden")
+        assert_problem(await own.delete("/v1/audit/holds?kind=agent&subject=x"), "forbidden")
+    placed = await http.post("/v1/audit/holds", json=asked)
+    assert placed.status_code == 201
+    assert placed.json()["subject"] == RESEARCHER
+    assert_problem(await http.post("/v1/audit/holds", json=asked), "already-held")
+    assert "case 7" in assert_problem(await http.post(f"/v1/messages/{eid}/erasure", json={}), "held")["detail"]
+    assert (await get(http, "/v1/audit/holds"))["items"] == [placed.json()]
+    place = f"/v1/audit/holds?kind=agent&subject={RESEARCHER}"
+    assert (await http.delete(place)).json() == placed.json()
+    assert_problem(await http.delete(place), "not-found")
+    assert (await http.post(f"/v1/messages/{eid}/erasure", json={})).status_code == 200
+    allowed = (await http.put("/v1/audit/holds")).headers["allow"]
+    assert allowed == "DELETE, GET, HEAD, POST"
 
 
 # ── for whoever runs the node ────────────────────────────────────────────────────────────────────────────────────────

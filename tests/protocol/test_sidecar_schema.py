@@ -9,6 +9,7 @@ import json
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +20,14 @@ import httpx
 import pytest
 import uvicorn
 
+from aimx.store.contract import Hold
 from tests.protocol.sidecar_world import ADMIN, CRITIC, PLANNER, RESEARCHER, TRACE, world
+
+EXPECTED = """
+[checks.positive_data_acceptance]
+expected-statuses = ["2xx", "401", "403", "404", "409", "410", "429", "5xx"]
+"""
+"""What a right request may be answered: 410 for what an earlier one erased, 429 while a verification runs."""
 
 
 @dataclass
@@ -43,6 +51,8 @@ def live(folder: Path) -> Iterator[Live]:
             await here.send(PLANNER, CRITIC)
             await here.send(PLANNER, CRITIC)
             await here.refuse(PLANNER, RESEARCHER, answers=one)
+            for address in (PLANNER, RESEARCHER, CRITIC):  # else a message is gone when the next request asks for it
+                await here.store.hold(Hold("agent", address, "schemathesis", "admin", 1_780_000_000_000), [])
             await here.sequencer.flush()
             server = uvicorn.Server(uvicorn.Config(here.app, port=0, log_config=None, lifespan="off"))
             serving = asyncio.create_task(server._serve())
@@ -72,10 +82,28 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
         yield found
 
 
+def test_known_ids_lead_to_answers(app: Live) -> None:
+    """Without this the next test could pass on problems alone."""
+    with httpx.Client(base_url=app.url, headers={"Authorization": f"Bearer {ADMIN}"}, timeout=20) as http:
+        job = http.post("/v1/audit/verifications").headers["location"].rpartition("/")[2]
+        while http.get(f"/v1/audit/verifications/{job}").json()["state"] == "running":
+            time.sleep(0.01)
+        for path, operations in app.document["paths"].items():
+            if "get" not in operations or "{origin_hash}" in path:
+                continue
+            path = path.replace("verifications/{id}", f"verifications/{job}")
+            path += "?from=1&to=2" if path.endswith("/consistency") else ""
+            place = path.replace("{trace_id}", TRACE.hex()).replace("{level}", "0").replace("{path}", "000.p/1")
+            place = place.replace("{shard}", "2026h1")
+            place = place.replace("{id}", "report-17" if "workflows" in path else app.message)
+            assert http.get(place).status_code == 200, place
+
+
 @pytest.mark.timeout(110)
 def test_every_answer_is_the_one_that_the_document_promises(app: Live, tmp_path: Path) -> None:
     description = tmp_path / "openapi.json"
     description.write_text(json.dumps(with_known_ids(app)))
+    (tmp_path / "schemathesis.toml").write_text(EXPECTED)
     found = subprocess.run(
         [
             *(sys.executable, "-m", "schemathesis.cli", "run", str(description), "--url", app.url),
@@ -102,15 +130,3 @@ def with_known_ids(app: Live) -> dict[str, Any]:
             elif parameter["name"] in known:
                 parameter["schema"]["examples"] = [known[parameter["name"]]]
     return document
-
-
-def test_known_ids_lead_to_answers(app: Live) -> None:
-    """Without this the test above could pass on problems alone."""
-    with httpx.Client(base_url=app.url, headers={"Authorization": f"Bearer {ADMIN}"}, timeout=20) as http:
-        for path, operations in app.document["paths"].items():
-            if "get" not in operations or "{origin_hash}" in path:
-                continue
-            place = path.replace("{trace_id}", TRACE.hex()).replace("{level}", "0").replace("{path}", "000.p/1")
-            place = place.replace("{shard}", "2026h1")
-            place = place.replace("{id}", "report-17" if "workflows" in path else app.message)
-            assert http.get(place).status_code == 200, place
