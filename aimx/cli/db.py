@@ -5,6 +5,7 @@ from urllib.parse import quote, urlsplit, urlunsplit
 
 import click
 
+from aimx.cli.db_backup import backup, restore
 from aimx.cli.failure import Failed
 from aimx.cli.folder import json_option
 from aimx.cli.screen import print_json
@@ -12,8 +13,11 @@ from aimx.cli.screen import print_json
 
 @click.group()
 def db() -> None:
-    """The PostgreSQL database that nodes share."""
+    """Backups, and the PostgreSQL database that nodes share."""
 
+
+for command in (backup, restore):
+    db.add_command(command)
 
 _url = click.argument("url", envvar="AIMX_DATABASE__URL")
 
@@ -31,7 +35,7 @@ def init(url: str, as_json: bool) -> None:
 
     check(url)
     made = asyncio.run(roles.prepare(url))
-    _make_log(url, owned=True)
+    make_log(url, owned=True)
     addresses = {role: _as_user(url, role, password) for role, password in made.items()}
     if as_json:
         print_json(addresses)
@@ -49,7 +53,7 @@ def migrate(url: str) -> None:
 
     check(url)
     number = asyncio.run(migration.migrate(url))
-    _make_log(url, owned=asyncio.run(roles.grant(url)))
+    make_log(url, owned=asyncio.run(roles.grant(url)))
     click.echo(f"the database has schema {number}")
 
 
@@ -59,7 +63,7 @@ def check(url: str) -> None:
         raise Failed("a database is given as postgresql://USER@HOST/NAME")
 
 
-def _make_log(url: str, *, owned: bool) -> None:
+def make_log(url: str, *, owned: bool) -> None:
     """The audit log's own schema, of the same owner."""
     from psycopg.conninfo import make_conninfo
 

@@ -24,16 +24,21 @@ async def prepare(url: str) -> dict[str, str]:
 
     Returns the passwords of the roles that were made now, by name. Raises StoreError.
     """
+    made = await make(url)
+    await migrate(url)
+    await grant(url)
+    return made
+
+
+async def make(url: str) -> dict[str, str]:
+    """The roles alone; the passwords of those made now. Raises StoreError."""
     db = await _connected(url)
     try:
-        made = await _roles(db)
+        return await _roles(db)
     except asyncpg.InsufficientPrivilegeError as error:
         raise StoreError("this user may not make roles or is not the database's owner") from error
     finally:
         db.terminate()
-    await migrate(url)
-    await grant(url)
-    return made
 
 
 async def grant(url: str) -> bool:
