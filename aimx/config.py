@@ -373,6 +373,39 @@ class Smarthost(_Section):
         return self
 
 
+class Keep(_Section):
+    """`[retention.NAME]`: how long mail is kept. Every condition given must hold; patterns are shell globs.
+
+    Without `mailbox` a message is erased: content, addresses and keys, in every mailbox. With it, only the copies in
+    mailboxes of that name are removed.
+    """
+
+    keep: Seconds = Field(description="since the message was accepted")
+    workflow: str | None = None
+    agent: str | None = Field(None, description="who sent or received it; with `mailbox`: whose mailbox too")
+    mailbox: str | None = None
+
+
+class Retention(_Section):
+    """What becomes of old mail. `[retention.NAME]` are rules; without any, mail is kept for good."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    __pydantic_extra__: dict[str, Keep]
+
+    every: Seconds = Field(3600.0, description="how often the node looks for what has come of age")
+
+    @property
+    def rules(self) -> dict[str, Keep]:
+        return self.__pydantic_extra__ or {}
+
+    @model_validator(mode="after")
+    def _names(self) -> "Retention":
+        for name in self.rules:
+            if not re.fullmatch(GROUP_NAME, name):
+                raise ValueError(f"{name!r} is no name for a rule; use a-z, 0-9 and . _ + -")
+        return self
+
+
 class Relay(_Section):
     """Mail that leaves the node for domains it does not serve. `[relay.NAME]` are smarthosts."""
 
@@ -481,6 +514,7 @@ class Settings(_Section):
     mx: Mx = Mx()
     trusted: Trusted = Trusted()
     idempotency: Idempotency = Idempotency()
+    retention: Retention = Retention()
     audit: Audit = Audit()
     trace: Trace = Trace()
     loop: LoopLimits = LoopLimits()

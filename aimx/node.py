@@ -24,6 +24,7 @@ from aimx.audit.anchoring import Anchoring, outsiders
 from aimx.audit.anchors import Anchors
 from aimx.audit.keys import Keys, load_or_create, load_public
 from aimx.audit.place import open_anchors, open_reader, read_anchors
+from aimx.audit.retention import Retention, first_of_all
 from aimx.audit.selfcheck import watch
 from aimx.audit.sequencer import Sequencer
 from aimx.audit.succession import sharding
@@ -307,6 +308,8 @@ class Node:
         ]
         if settings.database.url is not None:
             await self._join()
+        if settings.retention.rules:
+            self._ticking.append(asyncio.create_task(self._retain(), name="aimx-retention"))
         ready = Ready(
             **{name: str(address) for name, address in addresses.items()},
             http=f"https://{_endpoint(bound['http'])}",
@@ -382,6 +385,17 @@ class Node:
         return post
 
     # ── one of several ───────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _retain(self) -> None:
+        settings, store = self.settings, self._store
+        retention = Retention(
+            store,
+            settings.retention.rules,
+            node=settings.node,
+            every=settings.retention.every,
+            leads=lambda: first_of_all(store, settings.node, self._worker),
+        )
+        await retention.run()
 
     async def _join(self) -> None:
         """Be known to the other nodes, until the end."""

@@ -107,3 +107,17 @@ def test_erasing_silently_is_reported(tmp_path: Path) -> None:
         done = node.aimx("audit", "verify", check=False)
         assert done.returncode == 4
         assert "opening-missing" in done.stdout
+
+
+def test_a_node_erases_what_has_had_its_time(tmp_path: Path) -> None:
+    rules = '[retention]\nevery = "500ms"\n\n[retention.short]\nkeep = "1s"\nagent = "bob@*"\n'
+    with NodeProcess(tmp_path, rules) as node:
+        ann, bob = node.add_agent("ann"), node.add_agent("bob")
+        with node.imap(bob) as client:
+            send(node, ann, bob, "short-lived")
+            until = time.monotonic() + 30
+            while "EXPUNGE" not in client.untagged_responses and time.monotonic() < until:
+                client.noop()
+            assert client.search(None, "ALL")[1] == [b""]
+        found = verified(node)
+        assert (found["ok"], found["complete"], found["erased"]) == (True, "COMPLETE", 2)
