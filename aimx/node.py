@@ -637,7 +637,7 @@ async def _publish(workers: Workers) -> None:
 
 async def _measure(store: Store, intake: Intake) -> None:
     """Queue and outbox, for the gauges: asked for now and then, so that a scrape never waits for the store."""
-    depth = metrics.gauge("aimx.queue.depth").labels("mailbox")
+    depth = metrics.gauge("aimx.queue.depth").labels()
     oldest = metrics.gauge("aimx.queue.oldest_age").labels()
     while True:
         with contextlib.suppress(StoreError):

@@ -142,7 +142,7 @@ QUEUE = Board(
     "Does the queue drain, does the log keep up, and is it whole?",
     {
         "Queue": (
-            Panel("Waiting", "Deliveries.", {"{{transport}}": "max by (transport) (aimx_queue_depth)"}),
+            Panel("Waiting", "Deliveries.", {"waiting": "max(aimx_queue_depth)"}),
             Panel("Oldest", "How long the oldest has been due.", {"age": "max(aimx_queue_oldest_age_seconds)"}, "s"),
             Panel(
                 "Attempts a delivery took",

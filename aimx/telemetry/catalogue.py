@@ -373,7 +373,7 @@ METRICS: tuple[MetricSpec, ...] = (
     ),
     # reason: audit, disk, store, queue, memory, failure: ours; agent, address: they send too fast
     _counter("aimx.pressure.refusals", "{refusal}", ("reason",), "Temporary refusals because it was too much."),
-    _gauge("aimx.queue.depth", "{delivery}", ("transport",), "Deliveries waiting.", shared=True),
+    _gauge("aimx.queue.depth", "{delivery}", (), "Deliveries waiting, for whatever transport.", shared=True),
     _gauge("aimx.queue.oldest_age", "s", (), "How long the oldest waiting delivery has been due.", shared=True),
     _gauge("aimx.smtp.sessions", "{session}", (), "Open SMTP sessions."),
     _counter("aimx.smtp.commands", "{command}", ("verb", "reply_class"), "SMTP commands, by class of the reply."),

@@ -150,7 +150,7 @@ def test_metrics_arrive_as_the_catalogue_describes_them(receiver: OtlpReceiver) 
     own = metrics.Metrics()
     own.counter("aimx.messages.accepted").labels("agent").value += 3
     own.histogram("aimx.accept.duration").labels("agent").record(0.004)
-    own.observe("aimx.queue.depth", lambda: [(("mailbox",), 7)])
+    own.observe("aimx.queue.depth", lambda: [((), 7)])
     env = receiver.environ
     pump = export.MetricPump(lambda: export._metric_exporters(["otlp"], env), {"service.name": "x"}, {}, own)
     assert pump.close(10)

@@ -70,7 +70,7 @@ class Prometheus:
 
 @contextmanager
 def prometheus(folder: Path, node: NodeProcess, rules: Path) -> Iterator[Prometheus]:
-    """One that scrapes the node each second, as docs/metrics.md says, and evaluates the rules as often."""
+    """One that scrapes the node each second, as docs/monitoring.md says, and evaluates the rules as often."""
     program = need("prometheus")
     host, port = node.endpoint("http")
     folder.mkdir(exist_ok=True)

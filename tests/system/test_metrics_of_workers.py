@@ -1,5 +1,6 @@
 """A scrape of any worker answers for its node: several real processes, one of them killed, and one truth."""
 
+import json
 import multiprocessing
 import os
 import signal
@@ -13,6 +14,10 @@ import pytest
 from aimx.telemetry.exposition import render
 from aimx.telemetry.metrics import Metrics
 from aimx.telemetry.workers import FOLDER, Workers, clear
+from tests.node_process import NodeProcess
+from tests.otlp_receiver import wait_until
+from tests.postgres_server import PostgresServer
+from tests.system.traffic import http
 
 SPAWN = multiprocessing.get_context("spawn")
 
@@ -28,7 +33,7 @@ def work(data: Path, number: int, line: Connection) -> None:
                 own.histogram("aimx.depth").labels().record(amount)
             case "gauge", sessions, depth:
                 own.gauge("aimx.smtp.sessions").labels().set(sessions)
-                own.gauge("aimx.queue.depth").labels("mailbox").set(depth)
+                own.gauge("aimx.queue.depth").labels().set(depth)
             case "publish":
                 workers.publish()
             case "scrape":
@@ -79,7 +84,7 @@ def value(scrape: str, series: str) -> float | None:
 
 
 ACCEPTED = 'aimx_messages_accepted_total{door="agent"}'
-DEPTH = 'aimx_queue_depth{transport="mailbox"}'
+DEPTH = "aimx_queue_depth"
 
 
 def test_any_worker_answers_for_all_and_a_killed_ones_counts_stay_once(tmp_path: Path) -> None:
@@ -129,3 +134,38 @@ def test_a_node_started_anew_counts_from_nothing_and_a_spoilt_file_harms_no_scra
     (tmp_path / FOLDER / "1.json").write_text('{"pid": 1')
     assert "aimx_smtp_sessions 0" in render(Workers(tmp_path, 0, Metrics()).snapshot())
     assert "1.json" in caplog.text or any("1.json" in str(record.__dict__) for record in caplog.records)
+
+
+def test_a_scrape_of_a_real_node_answers_for_its_workers_also_after_one_was_killed(tmp_path: Path) -> None:
+    with PostgresServer() as server:
+        flags = ("--database", server.database(), "--workers", "2")
+        with NodeProcess(tmp_path, 'node = "n1"\n', flags=flags) as node:
+            agent = node.add_agent("one")
+            accepted = 0
+
+            def send() -> None:
+                nonlocal accepted
+                for _ in range(8):  # a connection each: the system spreads them over the workers
+                    with node.smtp(agent) as client:
+                        client.sendmail(agent.address, [agent.address], f"From: {agent.address}\r\n\r\nhello\r\n")
+                    accepted += 1
+
+            def told() -> set[float | None]:
+                with http(node) as client:
+                    seen = set()
+                    for _ in range(6):
+                        answer = client.get("/metrics", headers={"Connection": "close"})
+                        seen.add(value(answer.text, ACCEPTED))
+                return seen
+
+            send()
+            files = node.data / FOLDER
+            wait_until(lambda: told() == {accepted}, 20)
+            pids = {path: json.loads(path.read_bytes())["pid"] for path in files.glob("?.json")}
+            assert len(set(pids.values())) == 2, "two processes"
+            path, pid = min(pids.items())
+            os.kill(pid, signal.SIGKILL)
+            wait_until(lambda: json.loads(path.read_bytes())["pid"] != pid, 20)
+            wait_until(lambda: told() == {accepted}, 20)
+            send()
+            wait_until(lambda: told() == {accepted}, 20)
