@@ -256,6 +256,7 @@ class Node:
             metrics=self._count(folder),
             ready=lambda: self._problems(sequencer),
             tracer=tracer,
+            login_refused=lambda peer: directory.refused.add("http", peer, None),
             witness=witness,
         )
         doors: list[Ending] = []

@@ -19,6 +19,7 @@ from typing import NamedTuple, Protocol
 from aimx.config import SignIn
 from aimx.identity import sasl, scram
 from aimx.identity.addresses import normalise
+from aimx.identity.refused import RefusedLogins, Via
 from aimx.identity.throttle import Throttle
 from aimx.store.contract import Agent, Credential, Topic
 
@@ -69,6 +70,7 @@ class Directory:
         """`secret` is the node's own (identity.tokens.node_secret): it keeps decoy salts the same over restarts."""
         self.settings = settings or SignIn()
         self.throttle = Throttle(self.settings.max_failures, self.settings.window, clock)
+        self.refused = RefusedLogins()
         self.domains = domains
         self._store = store
         self._clock = clock
@@ -108,14 +110,14 @@ class Directory:
 
     # ── sign-in ──
 
-    def sign_in(self, mechanism: str, peer: str) -> "SignInDialog | None":
+    def sign_in(self, mechanism: str, peer: str, *, via: Via) -> "SignInDialog | None":
         """Begin a conversation for `peer` (an IP address). None: no such mechanism."""
         make = sasl.MECHANISMS.get(mechanism.upper())
-        return None if make is None else SignInDialog(self, make(), peer)
+        return None if make is None else SignInDialog(self, make(), peer, via)
 
-    async def authenticate(self, name: str, password: str, peer: str) -> Granted | Denied:
+    async def authenticate(self, name: str, password: str, peer: str, *, via: Via) -> Granted | Denied:
         """Name and password at once, as IMAP's LOGIN and HTTP have them."""
-        dialog = SignInDialog(self, sasl.plain(), peer)
+        dialog = SignInDialog(self, sasl.plain(), peer, via)
         try:
             message = b"\0" + name.encode() + b"\0" + password.encode()
         except UnicodeEncodeError:
@@ -171,12 +173,13 @@ class _Turn:
 class SignInDialog:
     """One conversation with a client that wants to sign in. Not to be used again after Granted or Denied."""
 
-    __slots__ = ("_account", "_agent", "_directory", "_mechanism", "_peer", "_started")
+    __slots__ = ("_account", "_agent", "_directory", "_mechanism", "_peer", "_started", "_via")
 
-    def __init__(self, directory: Directory, mechanism: sasl.Mechanism, peer: str) -> None:
+    def __init__(self, directory: Directory, mechanism: sasl.Mechanism, peer: str, via: Via) -> None:
         self._directory = directory
         self._mechanism = mechanism
         self._peer = peer
+        self._via = via
         self._started = False
         self._account = ""
         self._agent: Agent | None = None
@@ -194,12 +197,14 @@ class SignInDialog:
         except scram.NotProved:
             self._mechanism.close()
             self._directory.throttle.failed(self._peer, self._account)
+            self._directory.refused.add(self._via, self._peer, self._account)
             who = hashlib.sha256(self._account.encode("utf-8", "replace")).hexdigest()[:12]
             log.warning("sign-in failed", extra={"event": "auth.failed", "peer": self._peer, "account_hash": who})
             await asyncio.sleep(self._directory.settings.delay)
             return Denied("wrong")
         except _Throttled as throttled:
             self._mechanism.close()
+            self._directory.refused.add(self._via, self._peer, self._account)
             return Denied("throttled", throttled.wait)
 
     async def _respond(self, response: bytes | None) -> sasl.Challenge | Granted | Denied:

@@ -361,11 +361,12 @@ class Session:
             name, secret = user.decode(), password.decode()
         except UnicodeDecodeError as error:
             raise Bad("user name and password are UTF-8") from error
-        return self._signed_in("LOGIN", await self._services.directory.authenticate(name, secret, self._wire.peer))
+        outcome = await self._services.directory.authenticate(name, secret, self._wire.peer, via="imap")
+        return self._signed_in("LOGIN", outcome)
 
     async def _authenticate(self, mechanism: str, initial: bytes | None) -> Answer:
         """RFC 3501 §6.2.2, SASL-IR: RFC 4959."""
-        dialog = self._services.directory.sign_in(mechanism, self._wire.peer)
+        dialog = self._services.directory.sign_in(mechanism, self._wire.peer, via="imap")
         if dialog is None:
             raise No("that mechanism is not offered", "CANNOT")
         outcome = await dialog.respond(None if initial is None else _unbase64(initial))

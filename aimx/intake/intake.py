@@ -445,15 +445,20 @@ class Intake:
         return refused.reply
 
     async def record_turned_away(self) -> None:
-        """What strangers were refused since the last call, as one event for each code. Raises what the store raises."""
+        """What strangers were refused since the last call, as one event for each code and minute, and the log-ins that
+        were refused, as one for each door. Raises what the store raises.
+        """
         turned_away, self._turned_away = self._turned_away, refusal.TurnedAway()
-        if not turned_away:
+        logins = self._directory.refused.take()
+        if not turned_away and not logins:
             return
         with self._tracer.start("audit append") as span:
+            stamp = events.Stamp(self.settings.node, self.clock(), ref(span.context))
             try:
-                await self._store.record(turned_away.rows(self.settings.node, self.clock(), ref(span.context)))
+                await self._store.record([*turned_away.rows(stamp), *refusal.of_logins(stamp, logins)])
             except BaseException:
                 self._turned_away.update(turned_away)
+                self._directory.refused.give_back(logins)
                 raise
 
     async def _discard(self, upload: Upload) -> None:

@@ -2,17 +2,18 @@
 
 import re
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from aimx.audit import events
+from aimx.identity.refused import Refusals, Via
 from aimx.identity.sender import header_refusal
 from aimx.intake import stamp
 from aimx.intake.arrival import Arrival, ref
 from aimx.intake.envelope import Envelope, Reply
 from aimx.message.header import HeaderBlock
 from aimx.routing.table import Route
-from aimx.store.contract import EventRow, SpanRef
+from aimx.store.contract import EventRow
 from aimx.telemetry.span import Span
 
 MAX_RECEIVED = 100
@@ -93,13 +94,27 @@ class TurnedAway(Counter[tuple[int, str, int]]):
     def add(self, reply: Reply, now_ms: int) -> None:
         self[reply.code, reply.enhanced, now_ms - now_ms % 60_000] += 1
 
-    def rows(self, node: str, now_ms: int, span: SpanRef) -> list[EventRow]:
+    def rows(self, stamp: events.Stamp) -> list[EventRow]:
         """One event for each of them."""
-        stamp = events.Stamp(node, now_ms, span)
         return [
             events.message_rejected(stamp, code=code, status=status, by="", n=n, since_ms=minute_ms)
             for (code, status, minute_ms), n in self.items()
         ]
+
+
+def of_logins(stamp: events.Stamp, refused: Mapping[Via, Refusals]) -> list[EventRow]:
+    """One event for each door, however many attempts there were."""
+    return [
+        events.login_refused(
+            stamp,
+            via=via,
+            n=door.n,
+            since_ms=door.since_ms,
+            sources=sorted(door.sources),
+            accounts=sorted(door.accounts),
+        )
+        for via, door in refused.items()
+    ]
 
 
 def facts(envelope: Envelope, arrival: Arrival, rule: str, reply: Reply) -> dict[str, Any]:

@@ -51,7 +51,12 @@ Here = Annotated[SidecarContext, Depends(context)]
 async def signed_in(
     request: Request, here: Here, bearer: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
 ) -> Caller:
-    request.state.caller = await _caller(here, bearer)
+    try:
+        request.state.caller = await _caller(here, bearer)
+    except Problem:
+        if bearer is not None and request.client is not None:
+            here.login_refused(request.client.host)
+        raise
     return request.state.caller  # type: ignore[no-any-return]
 
 

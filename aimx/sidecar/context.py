@@ -27,6 +27,8 @@ class SidecarContext:
     ready: Callable[[], Sequence[str]]
     """What keeps the node from serving, a sentence each; empty when nothing does."""
     tracer: Tracer
+    login_refused: Callable[[str], None] = lambda peer: None
+    """Told the IP address of whoever gave a token that nobody has."""
     witness: Witness | None = None
     """None: this node is no witness of others' logs."""
 

@@ -433,7 +433,7 @@ class Session:
         if not self._esmtp:
             raise ProtocolError(503, "5.5.1", "say EHLO first")
         mechanism, _, initial = argument.partition(" ")
-        dialog = self._door.directory.sign_in(mechanism, self._peer.host)
+        dialog = self._door.directory.sign_in(mechanism, self._peer.host, via="smtp")
         if dialog is None:
             raise ProtocolError(504, "5.5.4", "mechanism not offered")
         self._mechanism = mechanism.upper()

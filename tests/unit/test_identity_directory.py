@@ -58,7 +58,7 @@ async def directory(agents: Agents, clock: Clock) -> AsyncIterator[Directory]:
 
 
 def dialog(directory: Directory, mechanism: str) -> SignInDialog:
-    made = directory.sign_in(mechanism, PEER)
+    made = directory.sign_in(mechanism, PEER, via="imap")
     assert made is not None
     return made
 
@@ -90,8 +90,8 @@ async def test_scram(directory: Directory) -> None:
 
 
 async def test_there_is_no_other_mechanism(directory: Directory) -> None:
-    assert directory.sign_in("CRAM-MD5", PEER) is None
-    assert directory.sign_in("", PEER) is None
+    assert directory.sign_in("CRAM-MD5", PEER, via="imap") is None
+    assert directory.sign_in("", PEER, via="imap") is None
 
 
 @pytest.mark.parametrize(
@@ -128,15 +128,15 @@ async def test_scram_tells_nobody_who_exists(directory: Directory) -> None:
 
 async def test_a_disabled_agent_is_a_stranger(directory: Directory, agents: Agents) -> None:
     agents.known[ME] = replace(agents.known[ME], disabled=True)
-    assert await directory.authenticate("user", "pencil", PEER) == Denied("wrong")
+    assert await directory.authenticate("user", "pencil", PEER, via="imap") == Denied("wrong")
 
 
 async def test_a_changed_password_counts_at_once(directory: Directory, agents: Agents) -> None:
-    assert isinstance(await directory.authenticate("user", "pencil", PEER), Granted)
+    assert isinstance(await directory.authenticate("user", "pencil", PEER, via="imap"), Granted)
     agents.known[ME] = replace(agents.known[ME], credential=scram.derive("crayon"))
     agents.changed()
-    assert await directory.authenticate("user", "pencil", PEER) == Denied("wrong")
-    assert isinstance(await directory.authenticate("user", "crayon", PEER), Granted)
+    assert await directory.authenticate("user", "pencil", PEER, via="imap") == Denied("wrong")
+    assert isinstance(await directory.authenticate("user", "crayon", PEER, via="imap"), Granted)
 
 
 async def test_another_processs_change_counts_within_a_second(
@@ -154,37 +154,37 @@ async def test_another_processs_change_counts_within_a_second(
 async def test_a_wrong_password_is_answered_slowly(agents: Agents) -> None:
     directory = Directory(agents, ("fabric.local",), SignIn(delay=0.2))
     start = time.monotonic()
-    assert await directory.authenticate("user", "wrong", PEER) == Denied("wrong")
+    assert await directory.authenticate("user", "wrong", PEER, via="imap") == Denied("wrong")
     assert time.monotonic() - start >= 0.19
     directory.close()
 
 
 async def test_after_some_failures_even_the_right_password_is_not_heard(directory: Directory, clock: Clock) -> None:
     for _ in range(3):
-        assert await directory.authenticate("user", "wrong", PEER) == Denied("wrong")
-    assert await directory.authenticate("user", "pencil", PEER) == Denied("throttled", 300.0)
+        assert await directory.authenticate("user", "wrong", PEER, via="imap") == Denied("wrong")
+    assert await directory.authenticate("user", "pencil", PEER, via="imap") == Denied("throttled", 300.0)
     scram_dialog = dialog(directory, "SCRAM-SHA-256")
     assert await scram_dialog.respond(CLIENT_FIRST) == Denied("throttled", 300.0)
     clock.now += 300
-    assert isinstance(await directory.authenticate("user", "pencil", PEER), Granted)
+    assert isinstance(await directory.authenticate("user", "pencil", PEER, via="imap"), Granted)
 
 
 async def test_many_guesses_at_once_get_no_more_than_few(directory: Directory) -> None:
-    outcomes = await asyncio.gather(*(directory.authenticate("user", f"guess{n}", PEER) for n in range(50)))
+    outcomes = await asyncio.gather(*(directory.authenticate("user", f"guess{n}", PEER, via="imap") for n in range(50)))
     assert sum(outcome == Denied("wrong") for outcome in outcomes) == 3
     assert not directory._turns
 
 
 async def test_many_honest_sign_ins_at_once_all_succeed(directory: Directory) -> None:
-    outcomes = await asyncio.gather(*(directory.authenticate("user", "pencil", PEER) for _ in range(50)))
+    outcomes = await asyncio.gather(*(directory.authenticate("user", "pencil", PEER, via="imap") for _ in range(50)))
     assert all(isinstance(outcome, Granted) for outcome in outcomes)
 
 
 async def test_a_thousand_sign_ins_take_no_second(directory: Directory) -> None:
-    await directory.authenticate("user", "pencil", PEER)
+    await directory.authenticate("user", "pencil", PEER, via="imap")
     start = time.process_time()
     for _ in range(1000):
-        assert isinstance(await directory.authenticate("user", "pencil", PEER), Granted)
+        assert isinstance(await directory.authenticate("user", "pencil", PEER, via="imap"), Granted)
     assert time.process_time() - start < 1.0
 
 
@@ -199,6 +199,6 @@ async def test_hashing_does_not_hold_the_loop(directory: Directory, agents: Agen
             turns += 1
 
     counter = asyncio.create_task(count())
-    assert isinstance(await directory.authenticate("user", "pencil", PEER), Granted)
+    assert isinstance(await directory.authenticate("user", "pencil", PEER, via="imap"), Granted)
     counter.cancel()
     assert turns > 10
