@@ -4,6 +4,8 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from aimx.telemetry.export import protocol
+
 
 @contextmanager
 def exported(service: str) -> Iterator[None]:
@@ -19,8 +21,7 @@ def exported(service: str) -> Iterator[None]:
     from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
 
     exporter: SpanExporter
-    general = os.environ.get("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")
-    if os.environ.get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", general).startswith("http"):
+    if protocol(os.environ, "TRACES") == "http/protobuf":  # as the node decides, for they are given the same variables
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter as HttpExporter
 
         exporter = HttpExporter(timeout=3)

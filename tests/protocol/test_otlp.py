@@ -1,5 +1,7 @@
 """Spans and metrics arrive at a real OTLP receiver, and a bad collector is never in the way."""
 
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 
@@ -8,6 +10,7 @@ import pytest
 from aimx.telemetry import export, metrics
 from aimx.telemetry.context import Context
 from aimx.telemetry.span import CLIENT, CONSUMER, INTERNAL, PRODUCER, SERVER
+from tests.node_process import clean_environ
 from tests.otlp_receiver import OtlpReceiver
 
 
@@ -144,6 +147,21 @@ def test_an_absent_collector_fills_a_bounded_buffer_and_drops_are_counted(monkey
         start = time.monotonic()
         tracer.close(0.3)
         assert time.monotonic() - start < 2
+
+
+def test_agents_of_the_command_line_choose_the_transport_as_the_node_does() -> None:
+    """With nothing but an endpoint: HTTP, since the port is not gRPC's own."""
+    program = (
+        "from opentelemetry import trace\n"
+        "from aimx.cli.tracing import exported\n"
+        "with exported('agent'):\n"
+        "    trace.get_tracer('agent').start_span('hello').end()\n"
+    )
+    with OtlpReceiver("http/protobuf") as receiver:
+        environ = clean_environ({"OTEL_EXPORTER_OTLP_ENDPOINT": receiver.endpoint})
+        assert export.protocol(environ, "TRACES") == receiver.protocol
+        subprocess.run([sys.executable, "-c", program], env=environ, check=True, timeout=60)
+        assert [span.name for span in receiver.wait_for_names("hello")] == ["hello"]
 
 
 def test_metrics_arrive_as_the_catalogue_describes_them(receiver: OtlpReceiver) -> None:
