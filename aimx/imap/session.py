@@ -29,7 +29,7 @@ from aimx.imap.errors import Bad, Bye, No
 from aimx.imap.fetch import Structures
 from aimx.imap.grammar import Limits, Raw, Refused
 from aimx.imap.messages import Desk
-from aimx.imap.trace import Origin, Trail, Verb
+from aimx.imap.trace import Origin, Trail, Verb, opened
 from aimx.imap.view import View
 from aimx.intake.envelope import PART, HeaderTooLarge, Upload
 from aimx.rate import Rate
@@ -412,12 +412,13 @@ class Session:
         # Also a SELECT that fails leaves no mailbox selected (RFC 3501 §6.3.1).
         self._deselect()
         box = await mailboxes.find(self._store, self._owner, command.mailbox)
+        services = self._services
+        origin = Origin(services.tracer, services.node, self._owner)
+        await self._store.record([opened(origin, (box.key.owner, box.name))])
         # Listen first: what changes between the snapshot and now is looked up, never missed.
         self._unsubscribe = self._store.subscribe(box.key, self._changed)
         snapshot = await self._store.select(box.key, not command.examine)
         view = self._view = View(snapshot, command.examine)
-        services = self._services
-        origin = Origin(services.tracer, services.node, self._owner)
         self._desk = Desk(self._store, self._wire, origin, services.structures, view)
         self.state = State.SELECTED
         self._wire.write(_selected(view, snapshot.keywords, snapshot.first_unseen, snapshot.uidnext))

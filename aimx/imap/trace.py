@@ -27,6 +27,12 @@ class Origin:
     agent: str
 
 
+def opened(origin: Origin, box: tuple[str, str]) -> EventRow:
+    """A mailbox (owner, name) was selected. About no message and part of no trace: a trace of its own."""
+    stamp = events.Stamp(origin.node, time.time_ns() // 1_000_000, events.no_span(), origin.agent)
+    return events.mailbox_accessed(stamp, by=origin.agent, box=box, via="imap", admin=origin.agent != box[0])
+
+
 class Trail:
     """Of one command. Make it when the command begins, `end` it when the tagged answer is known."""
 
