@@ -26,6 +26,7 @@ from typing import Any, Protocol
 from bench.generator import Generator, Result, Unavailable
 from bench.node import AimxNode
 from bench.postfix import Postfix
+from bench.smtp_source import SmtpSource
 from tests.node_process import Account
 
 MAILBOXES = 100
@@ -90,7 +91,7 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--count", type=int, default=6000, help="messages a round")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only", choices=["postfix", "aimx", "latency"], help="leave out the rest")
+    parser.add_argument("--only", choices=["postfix", "aimx", "plain", "latency"], help="leave out the rest")
     parser.add_argument("--paced-seconds", type=int, default=10, help="length of the latency run at 100/s")
     parser.add_argument("--json", type=Path, help="also write all figures there")
     options = parser.parse_args(arguments)
@@ -114,14 +115,17 @@ def run(options: argparse.Namespace, folder: Path, stack: ExitStack) -> dict[str
     sink = stack.enter_context(generator.sink())
     collector = {"OTEL_EXPORTER_OTLP_ENDPOINT": sink.endpoint, "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf"}
     loads: dict[str, tuple[Subject, Callable[[int], Result]]] = {}
-    if options.only != "latency":
+    if options.only not in ("latency", "plain"):
         if options.only != "aimx":
             loads |= postfix(folder, names, generator, stack)
         if options.only != "postfix":
             loads |= aimx("AIMX, audited", folder / "plain", names, {}, generator, stack)
             loads |= aimx("AIMX, audited, traced", folder / "traced", names, collector, generator, stack)
     figures: dict[str, Any] = {"machine": machine(), "rounds": rounds(loads, options)}
-    print_rates(figures["rounds"])
+    print_rates(figures["rounds"], TABLE)
+    if options.only in (None, "plain"):
+        figures["plain"] = rounds(plain(folder / "in-the-clear", names, collector, stack), options)
+        print_rates(figures["plain"], PLAIN_TABLE)
     stack_of_latency = options.only in (None, "latency")
     if stack_of_latency:
         figures["latency"] = latency(folder / "latency", collector, generator, options.paced_seconds)
@@ -166,6 +170,26 @@ def aimx(
     return {name: (server, load)}
 
 
+def plain(
+    folder: Path, names: list[str], environ: dict[str, str], stack: ExitStack
+) -> dict[str, tuple[Subject, Callable[[int], Result]]]:
+    """The same generator, the same mail, no TLS and no AUTH for both."""
+    accounts = [Account(f"{name}@fabric.local", "") for name in names]
+    source = SmtpSource()
+    postfix = Postfix(folder / "postfix", accounts)
+    aimx = AimxNode(folder / "aimx", names, environ)
+    stack.enter_context(postfix.running())
+    stack.enter_context(aimx.running())
+
+    def load(smtp: str) -> Callable[[int], Result]:
+        return lambda count: source.run(smtp, accounts, accounts, count=count, connections=CONNECTIONS, size=SIZE)
+
+    return {
+        f"Postfix {postfix.version} → Maildir": (postfix, load(postfix.smtp)),
+        "AIMX plain, audited, traced": (aimx, load(aimx.plain)),
+    }
+
+
 def rounds(loads: dict[str, tuple[Subject, Callable[[int], Result]]], options: argparse.Namespace) -> dict[str, Any]:
     taken: dict[str, list[Round]] = {name: [] for name in loads}
     for server, load in loads.values():
@@ -196,15 +220,23 @@ def machine() -> str:
     return f"{os.cpu_count()} × {model}, Linux {platform.release()}, Python {platform.python_version()}"
 
 
-def print_rates(found: dict[str, Any]) -> None:
+TABLE = (
+    f"{SIZE} octets, one recipient, {MAILBOXES} mailboxes, {CONNECTIONS} kept connections with pipelining.\n"
+    "Postfix: plain SMTP, no AUTH, as Debian ships it. AIMX: TLS 1.3 and AUTH, SQLite synchronous=FULL, one\n"
+    "process, every event in the log; traced: every span exported over OTLP.\n"
+)
+PLAIN_TABLE = (
+    f"Both in the clear and without AUTH, from Postfix's smtp-source: {SIZE} octets, one recipient, {CONNECTIONS}\n"
+    "kept connections, each to a mailbox of its own. Postfix as Debian ships it. AIMX: SQLite synchronous=FULL,\n"
+    "one process, every event in the log, every span exported over OTLP.\n"
+)
+
+
+def print_rates(found: dict[str, Any], about: str) -> None:
     if not found:
         return
     print(f"\n{machine()}")
-    print(
-        f"{SIZE} octets, one recipient, {MAILBOXES} mailboxes, {CONNECTIONS} kept connections with pipelining.\n"
-        "Postfix: plain SMTP, no AUTH, as Debian ships it. AIMX: TLS 1.3 and AUTH, SQLite synchronous=FULL, one\n"
-        "process, every event in the log; traced: every span exported over OTLP.\n"
-    )
+    print(about)
     base = next((one["median"] for name, one in found.items() if name.startswith("Postfix")), None)
     print(f"{'':32}{'accepted/s':>12}{'delivered/s':>13}{'ratio':>8}{'CPU µs':>9}{'p50 ms':>9}{'p99 ms':>9}")
     for name, one in found.items():
@@ -212,13 +244,18 @@ def print_rates(found: dict[str, Any]) -> None:
         ratio = f"{row['delivered_per_s'] / base['delivered_per_s']:.2f}" if base else "–"
         print(
             f"{name:32}{row['accepted_per_s']:>12.0f}{row['delivered_per_s']:>13.0f}{ratio:>8}"
-            f"{row['cpu_us']:>9.0f}{row['p50_ms']:>9.1f}{row['p99_ms']:>9.1f}"
+            f"{row['cpu_us']:>9.0f}{known(row['p50_ms']):>9}{known(row['p99_ms']):>9}"
         )
     plain, traced = (found.get(name, {}).get("median") for name in ("AIMX, audited", "AIMX, audited, traced"))
     if plain and traced:
         slower = 1 - traced["delivered_per_s"] / plain["delivered_per_s"]
         dearer = traced["cpu_us"] - plain["cpu_us"]
         print(f"\ntracing every message costs {slower:.0%} of throughput, {dearer:.0f} µs CPU a message")
+
+
+def known(ms: float) -> str:
+    """smtp-source does not say how long an answer took."""
+    return f"{ms:.1f}" if ms else "–"
 
 
 def print_latency(found: dict[str, Any]) -> None:

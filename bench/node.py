@@ -14,6 +14,12 @@ from aimx.store.sqlite import SqliteStore
 from tests.node_process import Account, NodeProcess
 
 PASSWORD = "correct-horse-battery-staple"
+TRUSTING = """\
+[listen]
+plain = "127.0.0.1:0"
+[trusted]
+networks = ["127.0.0.0/8"]
+"""
 
 
 class AimxNode:
@@ -21,7 +27,8 @@ class AimxNode:
 
     def __init__(self, folder: Path, names: Sequence[str], environ: Mapping[str, str], wrapper: tuple[str, ...] = ()):
         self._folder = folder
-        self.process = NodeProcess(folder, environ={"AIMX_LOG_LEVEL": "warning", **environ}, wrapper=wrapper)
+        environ = {"AIMX_LOG_LEVEL": "warning", **environ}
+        self.process = NodeProcess(folder, TRUSTING, environ=environ, wrapper=wrapper)
         self.accounts = [Account(f"{name}@fabric.local", PASSWORD) for name in names]
 
     @contextmanager
@@ -44,6 +51,10 @@ class AimxNode:
     @property
     def smtp(self) -> str:
         return self.process.ready["smtps"]
+
+    @property
+    def plain(self) -> str:
+        return self.process.ready["plain"]
 
     @property
     def imap(self) -> str:

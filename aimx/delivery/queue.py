@@ -131,11 +131,13 @@ class Queue:
         free = min(self._slots - len(self._working), self._outbound_slots - len(self._outbound))
         if self._draining or free < max(1, self._slots // 2):
             return None  # the end of the draining, or of an attempt, will wake us
+        # In this order: a circuit that opens for a probe between the two is then no longer among the closed ones.
+        probe_ms = self._next_probe()
         closed = self._destinations.closed()
         due_ms = await self._store.next_due(closed)
         now_ms = time.time_ns() // 1_000_000
         if due_ms is None or due_ms > now_ms:
-            return self._or_probe(due_ms, now_ms)
+            return min((ms for ms in (due_ms, probe_ms) if ms is not None), default=None)
         found = await self._store.claim(now_ms, free, self._owner, self._lease_ms, self._backoff.delay_ms, closed)
         reach("claim.committed")
         for due in found:
@@ -145,13 +147,10 @@ class Queue:
             task.add_done_callback(self._done)
         return now_ms if found else now_ms + int(AFTER_NOTHING * 1000)
 
-    def _or_probe(self, due_ms: int | None, now_ms: int) -> int | None:
-        """What was left out because its circuit is open comes in again when that lets a probe through."""
+    def _next_probe(self) -> int | None:
+        """When what is left out because its circuit is open comes in again, for that lets a probe through."""
         seconds = self._destinations.next_change()
-        if seconds is None:
-            return due_ms
-        probe_ms = now_ms + int(seconds * 1000) + 1
-        return probe_ms if due_ms is None else min(due_ms, probe_ms)
+        return None if seconds is None else time.time_ns() // 1_000_000 + int(seconds * 1000) + 1
 
     def _done(self, task: asyncio.Task[None]) -> None:
         self._working.discard(task)

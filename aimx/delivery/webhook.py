@@ -121,7 +121,7 @@ class Webhooks:
     async def _ask(
         self, client: httpx.AsyncClient, url: httpx.URL, address: str, headers: dict[str, str], body: bytes
     ) -> Result:
-        there, named = url.copy_with(host=address), {"sni_hostname": url.host}
+        there, named = url.copy_with(host=address), {"sni_hostname": url.raw_host.decode()}
         async with client.stream("POST", there, headers=headers, content=body, extensions=named) as answer:
             size = 0
             async for piece in answer.aiter_raw():
@@ -229,7 +229,7 @@ async def _secret(webhook: Webhook) -> str:
 
 async def _allowed(url: httpx.URL, webhook: Webhook) -> list[str]:
     """Where the request may go. Raises NoWay."""
-    known = await system_addresses(url.host)
+    known = await system_addresses(url.raw_host.decode())
     found = [address for address in known if is_outside(address, webhook.networks)]
     if url.scheme == "http":
         found = [address for address in found if contains(webhook.networks, address)]

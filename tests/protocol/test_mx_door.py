@@ -1,5 +1,6 @@
 """The door of the outside world: mail for us only, nothing believed, nobody taken for one of ours."""
 
+import asyncio
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -9,6 +10,7 @@ from typing import Any
 import aiosmtplib
 import pytest
 
+from aimx.smtp import server as smtp_server
 from tests.outside import MailServer, name_server
 from tests.protocol.mail_node import PORTS, MailNode, address, running
 from tests.protocol.test_relay import HERE, QUICK, nothing_waits, until
@@ -133,6 +135,13 @@ async def test_an_answer_from_outside_finds_its_trace(tmp_path: Path) -> None:
             async with outside(node) as smtp:
                 await smtp.sendmail(BOB, ["ada@fabric.local"], letter(head=f"In-Reply-To: {minted}\r\n"))
             assert ((await node.header("ada")).get("traceparent") or "").split("-")[1] == "ab" * 16
+
+
+async def test_nobody_is_hurried_to_sign_in_where_nobody_can(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(smtp_server, "SIGN_IN_WITHIN", 0.2)
+    async with world(tmp_path) as node, outside(node) as smtp:
+        await asyncio.sleep(0.5)
+        await smtp.sendmail(BOB, ["ada@fabric.local"], letter())
 
 
 async def test_too_much_from_one_address_waits(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Messages posted to URLs: signed, traced, once by their id, and never to where they must not go."""
 
+import asyncio
 import base64
 import json
 import ssl
@@ -150,6 +151,26 @@ async def test_retry_after_is_honoured(tmp_path: Path) -> None:
             await settled(node)
             assert len(receiver.got) == 2
             assert time.monotonic() - came > 0.9, "the backoff alone would have been 60 ms"
+
+
+async def test_a_circuit_that_opens_while_the_store_is_asked_is_not_overlooked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Receiver([(503, {"Retry-After": "1"})]).listening() as receiver:
+        async with world(tmp_path, receiver) as node:
+            store = type(node.node._store)
+            plain = store.next_due
+
+            async def slow(self: Any, closed: Any = ()) -> Any:
+                found = await plain(self, closed)
+                if closed:
+                    await asyncio.sleep(1.1)
+                return found
+
+            monkeypatch.setattr(store, "next_due", slow)
+            await node.send("ada", "hook")
+            await settled(node)
+            assert len(receiver.got) == 2
 
 
 async def _got(receiver: Receiver, count: int) -> bool:
