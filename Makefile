@@ -35,6 +35,7 @@ torture: $(VENV)/.installed
 
 # A collector from source (Go), its check of otel-collector.yaml, and the tests that run it.
 build/otelcol/otelcol: dashboards/collector-build.yaml
+	mkdir -p build
 	go run go.opentelemetry.io/collector/cmd/builder@v0.158.0 --config $<
 
 stack: $(VENV)/.installed build/otelcol/otelcol
