@@ -13,7 +13,6 @@ import ssl
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -62,6 +61,7 @@ from aimx.intake.post import Post, Taken, correspondents
 from aimx.intake.report import Reporter
 from aimx.listener import Listener
 from aimx.listener import bind as bind_listener
+from aimx.membership import Membership, claim_name
 from aimx.rate import rate_of_minute
 from aimx.routing.table import RoutingTable
 from aimx.sidecar.app import create_app
@@ -70,7 +70,7 @@ from aimx.sidecar.context import SidecarContext
 from aimx.smtp import server as smtp
 from aimx.smtp.budget import ByteBudget
 from aimx.smtp.session import Door
-from aimx.store.contract import NodeRecord, SpanRef, Store, StoreError
+from aimx.store.contract import SpanRef, Store, StoreError
 from aimx.store.place import open_store
 from aimx.store.timed import timed
 from aimx.telemetry import metrics
@@ -91,8 +91,6 @@ MEASURE_EVERY = 5.0
 SWEEP_EVERY = 10.0
 RECORD_EVERY = 60.0
 """Seconds between records of what strangers were refused."""
-BEAT_EVERY = 2.0
-"""Seconds between signs of life to the other nodes, and so until a request to drain is heard."""
 
 RELOADED = frozenset({"routes", "pools", "lists", "loop", "workflow", "agent", "domain"})
 """Settings that a changed file changes at once; of `domain` only the limits, for names are in too many places."""
@@ -140,7 +138,7 @@ class Node:
         self._store: Store
         self._queue: Queue
         self._doors: list[Listener[Any]] = []
-        self._draining = False
+        self._membership: Membership | None = None
 
     async def start(self) -> Ready:
         """Bind everything and serve. Raises CannotStart; what had started by then is stopped again."""
@@ -165,10 +163,15 @@ class Node:
         if self._sockets is None:
             self._stack.callback(os.close, lock(folder))
             withdraw(folder / READY, settings.ready_file)  # an earlier life's, killed before it could
+            if settings.database.url is not None:
+                await claim_name(settings, folder)
         self.first_start = not (folder / MAIL_FILE).exists()
         certificates, keys, secret, admin = furnish(folder, settings)
         tracer = self.tracer or self._open_telemetry()
         store = self._store = await self._open_store(folder)
+        if settings.database.url is not None:
+            self._membership = Membership(store, settings.node, self._worker, self._drain)
+            self._stack.push_async_callback(self._membership.leave)
         sequencer = Sequencer(
             await self._open_outbox(folder, store),
             folder,
@@ -261,7 +264,7 @@ class Node:
         )
         doors: list[Ending] = []
         self._stack.push_async_callback(together, doors)
-        http, stop_http = await serve_http(sidecar, context, bound["http"])
+        stop_http = await serve_http(sidecar, context, bound["http"])
         doors.append(stop_http)
         addresses = {
             "smtp": smtp_server.listen(bound["smtp"], implicit_tls=False),
@@ -298,7 +301,7 @@ class Node:
                 extra={"event": "door.plain"},
             )
         self._stack.push_async_callback(_stop_doors, *servers, imap_server)
-        self._doors = [*servers, imap_server, http]
+        self._doors = [*servers, imap_server]  # the HTTP side goes on: it has to say that the node drains
         metrics.observe("aimx.smtp.sessions", lambda: [((), sum(each.open_connections for each in servers))])
         self._ticking += [
             asyncio.create_task(self._look(certificates), name="aimx-reload"),
@@ -307,8 +310,8 @@ class Node:
             asyncio.create_task(watch(reader, folder), name="aimx-audit-watch"),
             asyncio.create_task(_record_turned_away(intake), name="aimx-turned-away"),
         ]
-        if settings.database.url is not None:
-            await self._join()
+        if self._membership is not None:
+            await self._membership.join()
         if settings.retention.rules:
             self._ticking.append(asyncio.create_task(self._retain(), name="aimx-retention"))
         ready = Ready(
@@ -398,47 +401,15 @@ class Node:
         )
         await retention.run()
 
-    async def _join(self) -> None:
-        """Be known to the other nodes, until the end."""
-        started_ms = time.time_ns() // 1_000_000
-        await self._beat(started_ms)
-        self._ticking.append(asyncio.create_task(self._beating(started_ms), name="aimx-beat"))
-        self._stack.push_async_callback(self._part)
-
-    async def _beating(self, started_ms: int) -> None:
-        while True:
-            await asyncio.sleep(BEAT_EVERY)
-            with contextlib.suppress(StoreError):
-                await self._beat(started_ms)
-
-    async def _beat(self, started_ms: int) -> None:
-        record = NodeRecord(
-            node=self.settings.node,
-            worker=self._worker,
-            host=socket.gethostname(),
-            pid=os.getpid(),
-            started_ms=started_ms,
-            seen_ms=time.time_ns() // 1_000_000,
-            version=version("aimx-server"),
-        )
-        draining = await self._store.beat(record)
-        if draining != self._draining:
-            await self._drain(draining)
-
     async def _drain(self, on: bool) -> None:
         """Take nothing new and finish what is in hand; or be a node like any other again."""
-        self._draining = on
         self._queue.drain(on)
         for door in self._doors:
             await door.drain(on)
         log.info("draining" if on else "no longer draining", extra={"event": "node.draining"})
 
-    async def _part(self) -> None:
-        with contextlib.suppress(StoreError):
-            await self._store.part(self.settings.node, self._worker)
-
     def _problems(self, sequencer: Sequencer) -> list[str]:
-        if self._draining:
+        if self._membership is not None and self._membership.draining:
             return ["this node is draining; undo it with: aimx node undrain"]
         lag = sequencer.lag_ms / 1000
         if lag > self.settings.audit.max_lag:
@@ -581,8 +552,8 @@ async def together(endings: Sequence[Ending]) -> None:
             log.error("a part did not end well", exc_info=found)
 
 
-async def serve_http(context: SidecarContext, tls: ssl.SSLContext, listener: socket.socket) -> tuple[HttpDoor, Ending]:
-    """The sidecar on a bound socket; returns once it answers: its door, and what ends it."""
+async def serve_http(context: SidecarContext, tls: ssl.SSLContext, listener: socket.socket) -> Ending:
+    """The sidecar on a bound socket; returns what ends it, once it answers."""
     config = uvicorn.Config(
         create_app(context),
         http="h11",
@@ -607,7 +578,7 @@ async def serve_http(context: SidecarContext, tls: ssl.SSLContext, listener: soc
         http.should_exit = True
         await asyncio.gather(door.stop(1.0), asyncio.wait([serving], timeout=GRACE))
 
-    return door, stop
+    return stop
 
 
 async def _stop_doors(*servers: smtp.Server | imap.Server) -> None:

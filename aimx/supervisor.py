@@ -25,6 +25,7 @@ from aimx.audit.keys import KeyUnusable
 from aimx.audit.log import LogError
 from aimx.config import Endpoint, SettingError, Settings
 from aimx.data_folder import READY, CannotStart, Ready, announce, lock, prepare, withdraw
+from aimx.membership import claim_name
 from aimx.node import Node, Sockets, bind, furnish
 from aimx.telemetry import logs, workers
 from aimx.telemetry.export import TelemetrySettingError
@@ -139,6 +140,7 @@ class Parent:
             first = not (folder / "keys").exists()
             furnish(folder, settings)  # before several find it missing at once
             workers.clear(folder)
+            asyncio.run(claim_name(settings, folder))
             self._bind()
             self._listen_to_signals()
             try:

@@ -148,7 +148,8 @@ class Sequencer:
             if self._database is None:
                 await self._begin()
             else:
-                await self._lead()
+                if not await self._lead():
+                    await self._on_thread(self._refuse_other_keys)
         except BaseException:
             await self._on_thread(self._log.close)
             raise
@@ -494,12 +495,13 @@ class Sequencer:
         signed = self._opened.state.signed
         if signed is None:
             return
+        self.keys = keyring.load(self._folder, _now_ms())
         try:
             note.verify(note.parse(signed), [key.verifier for key in self.keys.signing])
         except (FormatError, ProofError) as error:
             raise LogError(
                 f"{self._where} was signed by another key than this node's ({error}); "
-                "give this node the keys folder of the one that leads"
+                "bring that node's keys: aimx node invite there, aimx node join here"
             ) from error
 
     def _refuse_a_restored_copy(self) -> None:

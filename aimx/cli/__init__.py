@@ -18,6 +18,7 @@ _COMMANDS = {
     "workflow": "Draw a workflow: who wrote to whom, how often, where it was stopped.",
     "audit": "The tamper-evident log: verify it, prove one message.",
     "queue": "Deliveries that wait: list, show, retry, hold, release, drop.",
+    "node": "The nodes over one database: list, drain, undrain; invite and join a machine.",
     "db": "The PostgreSQL database that nodes share: init, migrate; backup, restore.",
     "verify-data": "Do the rows of the store agree with each other, the mail with the log?",
     "signer": "Keep the log's key in a process of its own.",

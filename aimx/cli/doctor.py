@@ -20,7 +20,7 @@ import click
 
 from aimx.cli.folder import MAIL_DB, Ready, data_option, json_option, opened, ready, settings_of
 from aimx.cli.screen import console, print_json, size_of, span_of
-from aimx.config import SettingError
+from aimx.config import SettingError, Settings
 from aimx.sdk.account import READY_FILE
 from aimx.sdk.errors import reason
 from aimx.store.contract import StoreError
@@ -195,7 +195,13 @@ def _certificate(data: Path, running: Ready | None) -> Iterator[Finding]:
 
 
 async def _store(data: Path, runs: bool) -> AsyncIterator[Finding]:
-    if not (data / MAIL_DB).exists():
+    database = _database(data)
+    if database is not None:
+        from aimx.cli.doctor_database import database as looked_at
+
+        async for finding in looked_at(database):
+            yield finding
+    elif not (data / MAIL_DB).exists():
         yield Finding("note", "store", "no mail yet", f"start the node once: aimx serve --data {data}")
         return
     try:
@@ -203,16 +209,13 @@ async def _store(data: Path, runs: bool) -> AsyncIterator[Finding]:
             agents = await store.agents()
             backlog = await store.backlog()
     except (sqlite3.Error, StoreError, OSError) as error:
-        yield Finding(
-            "wrong", "store", f"{data / MAIL_DB} cannot be read: {error}", "bring the folder back from a backup"
-        )
+        if database is None:
+            text, fix = f"{data / MAIL_DB} cannot be read: {error}", "bring the folder back from a backup"
+            yield Finding("wrong", "store", text, fix)
         return
     now = time.time_ns() // 1_000_000
-    yield Finding(
-        "ok",
-        "store",
-        f"{MAIL_DB} {size_of((data / MAIL_DB).stat().st_size)}, {len(agents)} agent{'' if len(agents) == 1 else 's'}",
-    )
+    where = "PostgreSQL" if database else f"{MAIL_DB} {size_of((data / MAIL_DB).stat().st_size)}"
+    yield Finding("ok", "store", f"{where}, {len(agents)} agent{'' if len(agents) == 1 else 's'}")
     if backlog.queue_depth and backlog.queue_oldest_ms is not None:
         age = span_of(now - backlog.queue_oldest_ms)
         text = f"{backlog.queue_depth} deliveries wait, the oldest for {age}"
@@ -227,6 +230,15 @@ async def _store(data: Path, runs: bool) -> AsyncIterator[Finding]:
     text = f"{backlog.outbox_depth} events not yet in the log, the oldest for {span_of(age_ms)}"
     fix = "the node should take them in within a second; see its log" if runs else "the node does it when it runs again"
     yield Finding("ok" if not late else "wrong" if runs else "note", "audit", text, fix)
+
+
+def _database(data: Path) -> Settings | None:
+    """The settings, if they say that the mail is in PostgreSQL."""
+    try:
+        settings = settings_of(data)
+    except SettingError:
+        return None
+    return settings if settings.database.url else None
 
 
 async def _tracing() -> AsyncIterator[Finding]:

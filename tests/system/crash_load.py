@@ -37,8 +37,10 @@ class Book:
 class Door:
     """Whether the node is up, and where. Clients wait here while it is down."""
 
-    def __init__(self, node: NodeProcess) -> None:
+    def __init__(self, node: NodeProcess, *, patient: bool = False) -> None:
+        """`patient`: its clients take a 4xx before the message for an answer, and go on with the next one."""
         self.node = node
+        self.patient = patient
         self.up = threading.Event()
         self.finished = threading.Event()
 
@@ -98,6 +100,11 @@ class Submitter(threading.Thread):
             code, answer = client.docmd(command)
             if code in (-1, 421):
                 raise smtplib.SMTPServerDisconnected
+            if code // 100 == 4 and self._door.patient:
+                with self._book.lock:
+                    self._book.refused[code] += 1
+                client.rset()
+                return
             assert code == (354 if command == "DATA" else 250), (code, answer)
         try:
             client.send(text.encode() + b".\r\n")
