@@ -16,8 +16,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import uvicorn
-
 from aimx.audit import events
 from aimx.audit.anchoring import Anchoring, outsiders
 from aimx.audit.anchors import Anchors
@@ -64,9 +62,8 @@ from aimx.listener import bind as bind_listener
 from aimx.membership import Membership, claim_name
 from aimx.rate import rate_of_minute
 from aimx.routing.table import RoutingTable
-from aimx.sidecar.app import create_app
-from aimx.sidecar.connection import Door as HttpDoor
 from aimx.sidecar.context import SidecarContext
+from aimx.sidecar.serving import serve as serve_http
 from aimx.smtp import server as smtp
 from aimx.smtp.budget import ByteBudget
 from aimx.smtp.session import Door
@@ -96,14 +93,6 @@ RELOADED = frozenset({"routes", "pools", "lists", "loop", "workflow", "agent", "
 """Settings that a changed file changes at once; of `domain` only the limits, for names are in too many places."""
 
 Ending = Callable[[], Awaitable[object]]
-
-
-class _Http(uvicorn.Server):
-    """uvicorn without its signal handlers: a node stops all its parts in one order."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
 
 
 Sockets = Mapping[str, socket.socket]
@@ -264,7 +253,7 @@ class Node:
         )
         doors: list[Ending] = []
         self._stack.push_async_callback(together, doors)
-        stop_http = await serve_http(sidecar, context, bound["http"])
+        stop_http = await serve_http(sidecar, context, bound["http"], GRACE)
         doors.append(stop_http)
         addresses = {
             "smtp": smtp_server.listen(bound["smtp"], implicit_tls=False),
@@ -550,35 +539,6 @@ async def together(endings: Sequence[Ending]) -> None:
     for found in await asyncio.gather(*(end() for end in endings), return_exceptions=True):
         if isinstance(found, Exception):
             log.error("a part did not end well", exc_info=found)
-
-
-async def serve_http(context: SidecarContext, tls: ssl.SSLContext, listener: socket.socket) -> Ending:
-    """The sidecar on a bound socket; returns what ends it, once it answers."""
-    config = uvicorn.Config(
-        create_app(context),
-        http="h11",
-        ws="none",
-        lifespan="off",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,  # nobody stands before us who may say who the client is
-        timeout_graceful_shutdown=1,
-    )
-    http = _Http(config)
-    serving = asyncio.create_task(http.serve(sockets=[]), name="aimx-http")
-    while not http.started:
-        if serving.done():
-            raise CannotStart("listen.http: the HTTP side did not start; see the log")
-        await asyncio.sleep(0.01)
-    door = HttpDoor(tls, http)
-    door.listen(listener, implicit_tls=True)
-
-    async def stop() -> None:
-        http.should_exit = True
-        await asyncio.gather(door.stop(1.0), asyncio.wait([serving], timeout=GRACE))
-
-    return stop
 
 
 async def _stop_doors(*servers: smtp.Server | imap.Server) -> None:

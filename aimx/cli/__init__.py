@@ -11,6 +11,7 @@ import click
 
 _COMMANDS = {
     "serve": "Run a node.",
+    "sidecar": "The HTTP side of a database's nodes in a process of its own.",
     "agent": "Accounts: add, list, password, disable, enable, remove, token, set.",
     "send": "Send one message as an agent.",
     "inbox": "Read an agent's mail.",

@@ -14,7 +14,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
-from aimx.store.contract import NotFound, StoreError, Unavailable
+from aimx.store.contract import NotFound, ReadOnly, StoreError, Unavailable
 
 log = logging.getLogger("aimx.sidecar")
 
@@ -45,6 +45,11 @@ PROBLEMS: Mapping[str, Kind] = {
         403,
         "This token may not do that",
         "An agent's token sees its own messages, their workflows, traces and proofs. Use the admin's token for this.",
+    ),
+    "read-only": Kind(
+        403,
+        "This process may only read",
+        "It signed in to the database as somebody who may not record or change this. Ask a node that serves mail.",
     ),
     "not-found": Kind(
         404,
@@ -153,6 +158,8 @@ async def _store(request: Request, error: Exception) -> JSONResponse:
             return response("unavailable")
         case NotFound():
             return response("not-found")
+        case ReadOnly():
+            return response("read-only")
         case _:
             log.error("the store refused a read", exc_info=error)
             return response("failed")

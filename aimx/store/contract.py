@@ -54,6 +54,10 @@ class Unavailable(StoreError):
     """The store cannot commit now (disk full, locked, gone). Nothing was written; the same call may succeed later."""
 
 
+class ReadOnly(StoreError):
+    """This process signed in as somebody who may not write that."""
+
+
 class Full(Unavailable):
     """There is no room where the store writes: a disk, a tablespace, a role's limit."""
 

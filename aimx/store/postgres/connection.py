@@ -9,7 +9,7 @@ from typing import Any, TypeAlias, TypeVar
 
 import asyncpg
 
-from aimx.store.contract import AlreadyExists, Busy, Full, NotFound, StoreError, Unavailable
+from aimx.store.contract import AlreadyExists, Busy, Full, NotFound, ReadOnly, StoreError, Unavailable
 
 log = logging.getLogger(__name__)
 
@@ -88,6 +88,8 @@ def refusal(error: BaseException) -> BaseException:
         return Full("the database has no room left")
     if isinstance(error, asyncpg.TooManyConnectionsError):
         return Busy("the database takes no more connections")
+    if isinstance(error, asyncpg.InsufficientPrivilegeError | asyncpg.ReadOnlySQLTransactionError):
+        return ReadOnly("the database lets this user not do that")
     if is_blocked(error):
         return Unavailable("the database cannot be written or read now")
     return error

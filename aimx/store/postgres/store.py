@@ -28,6 +28,7 @@ from aimx.store.contract import (
     Once,
     Outcome,
     Pending,
+    ReadOnly,
     Row,
     Snapshot,
     SpanRef,
@@ -82,8 +83,19 @@ class PostgresStore:
     A guest (the command line) leaves alone what that worker has under way: leases and staged bodies.
     """
 
-    def __init__(self, url: str, node: str, worker: int = 0, *, guest: bool = False, pool: int = POOL) -> None:
+    def __init__(
+        self,
+        url: str,
+        node: str,
+        worker: int = 0,
+        *,
+        guest: bool = False,
+        pool: int = POOL,
+        replica: str | None = None,
+    ) -> None:
+        """`replica`: the address of a standby to read from, for whoever can wait for what it has not got yet."""
         self._url = url
+        self._replica = replica
         self._owner = worker_name(node, worker)
         self._guest = guest
         self._size = pool
@@ -97,9 +109,10 @@ class PostgresStore:
         name = f"aimx {self._owner}"
         self._notifier = Notifier(self._url, name)
         self._pool, self._own = Pool(self._url, name, self._size), Pool(self._url, name, 1)
+        self._reads = Pool(self._replica, name, self._size) if self._replica else self._pool
         self._agents = agents.Known(self._notifier, self._pool)
         self._writer = Writer(self._pool, self._notifier.changed)
-        self._number = await self._write(lambda tx: nodes.number(tx, self._owner + " guest" * self._guest))
+        self._number = await self._own_number()
         self._acceptances = Groups(
             Writer(self._own, self._notifier.changed), Acceptor(self._number), weigh=lambda one: one.octets
         )
@@ -109,6 +122,14 @@ class PostgresStore:
             for body in await self._pool.read(lambda db: bodies.unused(db, self._number)):
                 await self._drop_body(body)
         self._tending = asyncio.create_task(self._tend(), name="aimx-store-tend")
+
+    async def _own_number(self) -> int:
+        try:
+            return await self._write(lambda tx: nodes.number(tx, self._owner + " guest" * self._guest))
+        except ReadOnly:
+            if not self._guest:
+                raise
+            return 0  # nobody's: what would be written under it is refused as well
 
     async def close(self) -> None:
         """Also of a store that could not be opened."""
@@ -120,6 +141,8 @@ class PostgresStore:
         await self._writer.close()
         await self._notifier.close()
         await self._own.close()
+        if self._reads is not self._pool:
+            await self._reads.close()
         await self._pool.close()
 
     async def _tend(self) -> None:
@@ -152,13 +175,13 @@ class PostgresStore:
         return await self._agents.agent(address)
 
     async def agents(self) -> list[Agent]:
-        return await self._pool.read(agents.every)
+        return await self._reads.read(agents.every)
 
     async def add_token(self, digest: bytes, address: str, t_ms: int, events: Sequence[EventRow]) -> None:
         await self._write(lambda tx: agents.add_token(tx, digest, address, t_ms, events))
 
     async def token_owner(self, digest: bytes) -> str | None:
-        return await self._pool.read(lambda db: agents.token_owner(db, digest))
+        return await self._reads.read(lambda db: agents.token_owner(db, digest))
 
     # coming in
     async def lineage(
@@ -170,7 +193,7 @@ class PostgresStore:
         workflow: str | None,
         window: int = 128,
     ) -> Lineage:
-        return await self._pool.read(
+        return await self._reads.read(
             lambda db: lookup.lineage(db, self._pasts, sender, in_reply_to, references, trace_id, workflow, window)
         )
 
@@ -202,7 +225,7 @@ class PostgresStore:
         return outcomes
 
     async def repeated(self, once: Once, now_ms: int) -> str | None:
-        return await self._pool.read(lambda db: keys.repeated(db, once, now_ms))
+        return await self._reads.read(lambda db: keys.repeated(db, once, now_ms))
 
     # the queue
     async def claim(
@@ -217,7 +240,7 @@ class PostgresStore:
         return await self._write(lambda tx: queue.claim(tx, now_ms, limit, owner, lease_ms, delay_ms, closed))
 
     async def next_due(self, closed: Collection[str] = ()) -> int | None:
-        return await self._pool.read(lambda db: queue.next_due(db, closed))
+        return await self._reads.read(lambda db: queue.next_due(db, closed))
 
     async def renew(self, due: Due, until_ms: int) -> None:
         await self._write(lambda tx: queue.renew(tx, due, until_ms))
@@ -236,7 +259,7 @@ class PostgresStore:
     async def pending(
         self, eid: str | None = None, limit: int = 1000, after: int = 0, destination: str | None = None
     ) -> list[Pending]:
-        return await self._pool.read(lambda db: queue.pending(db, eid, limit, after, destination))
+        return await self._reads.read(lambda db: queue.pending(db, eid, limit, after, destination))
 
     async def hasten(
         self, ids: Sequence[int], now_ms: int, witness: Callable[[list[Pending]], Sequence[EventRow]]
@@ -252,14 +275,14 @@ class PostgresStore:
         return await self._write(lambda tx: queue.drop(tx, ids, witness))
 
     async def backlog(self) -> Backlog:
-        return await self._pool.snapshot(queue.backlog)
+        return await self._reads.snapshot(queue.backlog)
 
     # mailboxes
     async def mailboxes(self, owner: str) -> list[Mailbox]:
-        return await self._pool.read(lambda db: mailboxes.listed(db, owner))
+        return await self._reads.read(lambda db: mailboxes.listed(db, owner))
 
     async def mailbox(self, owner: str, name: str) -> Mailbox | None:
-        return await self._pool.read(lambda db: mailboxes.named(db, owner, name))
+        return await self._reads.read(lambda db: mailboxes.named(db, owner, name))
 
     async def create_mailbox(self, owner: str, name: str, special_use: str | None = None) -> None:
         await self._write(lambda tx: mailboxes.create(tx, owner, name, special_use))
@@ -274,25 +297,25 @@ class PostgresStore:
         await self._write(lambda tx: mailboxes.set_subscribed(tx, owner, name, on))
 
     async def subscriptions(self, owner: str) -> list[str]:
-        return await self._pool.read(lambda db: mailboxes.subscribed(db, owner))
+        return await self._reads.read(lambda db: mailboxes.subscribed(db, owner))
 
     async def status(self, keys: Sequence[MailboxKey]) -> dict[MailboxKey, Status]:
-        return await self._pool.read(lambda db: mailboxes.status(db, self._claims, keys))
+        return await self._reads.read(lambda db: mailboxes.status(db, self._claims, keys))
 
     async def select(self, key: MailboxKey, claim_recent: bool) -> Snapshot:
-        return await self._pool.read(lambda db: mailboxes.select(db, self._claims, key, claim_recent))
+        return await self._reads.read(lambda db: mailboxes.select(db, self._claims, key, claim_recent))
 
     async def changes(self, key: MailboxKey, since_modseq: int, claim_recent: bool = False) -> Changes:
-        return await self._pool.read(lambda db: entries.changes(db, self._claims, key, since_modseq, claim_recent))
+        return await self._reads.read(lambda db: entries.changes(db, self._claims, key, since_modseq, claim_recent))
 
     async def fetch(self, key: MailboxKey, uids: Ranges, *, header: bool = False, body: int = 0) -> list[Row]:
-        return await self._pool.read(lambda db: entries.fetch(db, key, uids, header, body))
+        return await self._reads.read(lambda db: entries.fetch(db, key, uids, header, body))
 
     async def read_body(self, eid: str, start: int, length: int) -> bytes:
-        return await self._pool.read(lambda db: content.read(db, eid, start, length))
+        return await self._reads.read(lambda db: content.read(db, eid, start, length))
 
     async def search(self, key: MailboxKey, criteria: SearchKey) -> tuple[list[int], bool]:
-        return await self._pool.read(lambda db: search.search(db, key, criteria))
+        return await self._reads.read(lambda db: search.search(db, key, criteria))
 
     async def mark(
         self,
@@ -320,45 +343,45 @@ class PostgresStore:
         return await self._write(lambda tx: entries.move(tx, key, uids, to, witness))
 
     async def usage(self, owner: str) -> int:
-        return await self._pool.read(lambda db: mailboxes.usage(db, owner))
+        return await self._reads.read(lambda db: mailboxes.usage(db, owner))
 
     # events and the outbox
     async def record(self, events_: Sequence[EventRow]) -> None:
         await self._write(lambda tx: events.record(tx, events_))
 
     async def unsequenced(self, limit: int) -> list[tuple[int, str, bytes]]:
-        return await self._pool.read(lambda db: events.unsequenced(db, limit))
+        return await self._reads.read(lambda db: events.unsequenced(db, limit))
 
     async def mark_sequenced(self, placed: Sequence[tuple[int, int]]) -> None:
         await self._write(lambda tx: events.mark_sequenced(tx, placed))
 
     async def events_after(self, seq: int, limit: int) -> list[StoredEvent]:
-        return await self._pool.read(lambda db: events.after(db, seq, limit))
+        return await self._reads.read(lambda db: events.after(db, seq, limit))
 
     async def events_of(self, eid: str) -> list[StoredEvent]:
-        return await self._pool.read(lambda db: events.of_message(db, eid))
+        return await self._reads.read(lambda db: events.of_message(db, eid))
 
     async def events_of_trace(self, trace_id: bytes, limit: int = 10_000) -> list[StoredEvent]:
-        return await self._pool.read(lambda db: events.of_trace(db, trace_id, limit))
+        return await self._reads.read(lambda db: events.of_trace(db, trace_id, limit))
 
     # look-up
     async def find(self, what: MessageFilter, limit: int, before: str | None = None) -> list[MessageRecord]:
-        return await self._pool.read(lambda db: lookup.find(db, what, limit, before))
+        return await self._reads.read(lambda db: lookup.find(db, what, limit, before))
 
     async def older(self, before_ms: int, after: str | None, limit: int) -> list[MessageRecord]:
-        return await self._pool.read(lambda db: lookup.older(db, before_ms, after, limit))
+        return await self._reads.read(lambda db: lookup.older(db, before_ms, after, limit))
 
     async def message(self, eid: str) -> MessageRecord | None:
-        return await self._pool.read(lambda db: lookup.one(db, eid))
+        return await self._reads.read(lambda db: lookup.one(db, eid))
 
     async def header(self, eid: str) -> bytes | None:
-        return await self._pool.read(lambda db: content.header(db, eid))
+        return await self._reads.read(lambda db: content.header(db, eid))
 
     async def located(self, eid: str) -> list[Located]:
-        return await self._pool.read(lambda db: lookup.located(db, eid))
+        return await self._reads.read(lambda db: lookup.located(db, eid))
 
     async def traces_of(self, eid: str) -> list[bytes]:
-        return await self._pool.read(lambda db: events.traces_of(db, eid))
+        return await self._reads.read(lambda db: events.traces_of(db, eid))
 
     # erasure and legal hold
     async def erase(self, eid: str, events: Sequence[EventRow]) -> None:
@@ -377,7 +400,7 @@ class PostgresStore:
         await self._write(lambda tx: erasure.release(tx, kind, subject, events))
 
     async def holds(self) -> list[Hold]:
-        return await self._pool.read(erasure.holds)
+        return await self._reads.read(erasure.holds)
 
     # housekeeping and nodes
     async def sweep(self, now_ms: int) -> None:
@@ -393,7 +416,7 @@ class PostgresStore:
         await self._write(lambda tx: nodes.part(tx, node, worker))
 
     async def nodes(self) -> list[NodeRecord]:
-        return await self._pool.read(nodes.every)
+        return await self._reads.read(nodes.every)
 
     async def faults(self) -> list[Fault]:
         db = await self._over_everything()
@@ -431,7 +454,7 @@ class PostgresStore:
         await self._write(lambda tx: schemas.add(tx, name, descriptor_set, t_ms, events))
 
     async def schemas(self) -> list[tuple[str, bytes]]:
-        return await self._pool.read(schemas.every)
+        return await self._reads.read(schemas.every)
 
     async def _write(self, work: Callable[[Tx], Awaitable[T]]) -> T:
         return await self._writer.run(work)
