@@ -1,4 +1,4 @@
-"""Postfix from Debian, as it comes, delivering to Maildirs: its own configuration and queue in a folder, loopback only.
+"""Postfix from Debian, as it comes, delivering to Maildirs or by LMTP; all it has in one folder, loopback only.
 
 Settings follow its defaults (postconf(5)); what differs is only what keeps it inside the folder and apart from a
 Postfix that the machine may run.
@@ -13,8 +13,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from bench import processes
+from bench.dovecot import Dovecot
 from bench.generator import Unavailable
-from tests.node_process import Account, cpu_seconds
+from tests.node_process import Account
 
 MASTER = Path("/usr/lib/postfix/sbin/master")
 
@@ -54,6 +56,7 @@ proxymap  unix  -       -       n       -       -       proxymap
 error     unix  -       -       n       -       -       error
 retry     unix  -       -       n       -       -       error
 virtual   unix  -       n       n       -       -       virtual
+lmtp      unix  -       -       n       -       -       lmtp
 anvil     unix  -       -       n       -       1       anvil
 postlog   unix-dgram n  -       n       -       1       postlogd
 """
@@ -64,7 +67,8 @@ class Postfix:
 
     name = "Postfix → Maildir"
 
-    def __init__(self, folder: Path, accounts: Sequence[Account]) -> None:
+    def __init__(self, folder: Path, accounts: Sequence[Account], store: Dovecot | None = None) -> None:
+        """`store`: deliver to it by LMTP instead of writing Maildirs."""
         if not MASTER.exists():
             raise Unavailable("Postfix is not installed; apt-get install postfix (choose: no configuration)")
         if os.geteuid() != 0:
@@ -73,6 +77,7 @@ class Postfix:
         self._config = folder / "config"
         self._mail = folder / "mail"
         self._accounts = accounts
+        self._store = store
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = int(probe.getsockname()[1])
@@ -88,7 +93,8 @@ class Postfix:
             if not folder.stat().st_mode & 0o001:
                 folder.chmod(0o711)  # Postfix's processes, which are not root, must come in
         values = {"folder": self._folder, "uid": user.pw_uid, "gid": user.pw_gid, "port": self.port}
-        (self._config / "main.cf").write_text(MAIN.format(**values))
+        transport = f"virtual_transport = lmtp:unix:{self._store.socket}\n" if self._store else ""
+        (self._config / "main.cf").write_text(MAIN.format(**values) + transport)
         (self._config / "master.cf").write_text(SERVICES.format(**values))
         (self._config / "mailboxes").write_text("".join(f"{a.address} {a.name}/\n" for a in self._accounts))
 
@@ -115,6 +121,8 @@ class Postfix:
 
     def delivered(self) -> int:
         """Files in all Maildirs."""
+        if self._store is not None:
+            return self._store.delivered()
         return sum(len(os.listdir(new)) for a in self._accounts if (new := self._mail / a.name / "new").exists())
 
     def settled(self) -> bool:
@@ -122,15 +130,8 @@ class Postfix:
         return True
 
     def cpu_s(self) -> float:
-        """Of the master, of its children that ended, and of those that run."""
-        fields = Path(f"/proc/{self._pid}/stat").read_text().rpartition(")")[2].split()
-        spent = sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
-        for child in Path(f"/proc/{self._pid}/task/{self._pid}/children").read_text().split():
-            try:
-                spent += cpu_seconds(int(child))
-            except OSError:
-                continue  # it ended meanwhile and is counted with the master next time
-        return spent
+        """Of Postfix, and of the store it delivers to."""
+        return processes.cpu_s(self._pid) + (self._store.cpu_s() if self._store else 0.0)
 
     def remove(self) -> None:
         shutil.rmtree(self._folder, ignore_errors=True)

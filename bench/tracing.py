@@ -26,8 +26,8 @@ from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
 
-from bench.__main__ import MAILBOXES, SIZE, WARM_UP, aimx, machine, measure
 from bench.generator import Generator, Unavailable
+from bench.load import MAILBOXES, SIZE, WARM_UP, machine, measure
 from bench.node import AimxNode
 from tests.node_process import cpu_seconds
 
@@ -83,10 +83,10 @@ def run(options: argparse.Namespace, folder: Path, stack: ExitStack) -> dict[str
         "AIMX_TRACE__SDK": options.sdk,
     }
     names = [f"box{n:03d}" for n in range(MAILBOXES)]
-    loads = {
-        **aimx("off", folder / "off", names, {}, generator, stack),
-        **aimx("on", folder / "on", names, traced, generator, stack),
-    }
+    nodes = {"off": AimxNode(folder / "off", names, {}), "on": AimxNode(folder / "on", names, traced)}
+    for node in nodes.values():
+        stack.enter_context(node.running())
+    loads = {name: (node, node.over_tls(generator)) for name, node in nodes.items()}
     print(
         f"\n{machine()}\n{SIZE} octets, one recipient, {MAILBOXES} mailboxes, TLS, SQLite, audited; SDK {options.sdk}"
     )
