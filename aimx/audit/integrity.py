@@ -31,6 +31,10 @@ CHUNK = 8192
 """Leaves in memory at a time: about four megabytes."""
 
 
+SLACK_MS = PROMISE_SECONDS * 1000
+"""By how much an event may be older than what was logged before it."""
+
+
 class Claim(NamedTuple):
     """What somebody signed. `source` says where we have it from; no signature is checked yet."""
 
@@ -52,6 +56,8 @@ class Checked(NamedTuple):
     keys: frozenset[Verifier]
     memory: Memory | None = None
     """What the next verification can go on from; None when something is wrong."""
+    missing: str | None = None
+    """The shard before the first one at hand, when no leaf says that it was dropped."""
 
 
 Progress = Callable[[int], None]
@@ -72,6 +78,10 @@ class Walk:
     keys: list[tuple[int, Verifier]] = field(default_factory=list)
     """From which index on which key is in force."""
     erased: set[str] = field(default_factory=set)
+    dropped: set[str] = field(default_factory=set)
+    """Origins of shards that were let go."""
+    floor_ms: int = 0
+    """What is logged from here on cannot have happened before (Unix ms)."""
 
 
 def check(
@@ -94,14 +104,19 @@ def check(
     report.remembered = len(remembered)
     outside = _claims(notes, report)
     believed, erased, previous = set(given), set(memory.erased if memory else ()), None
+    dropped = set[str]()
+    missing: str | None = None
     for number, reader in enumerate(readers):
         newest = reader is readers[-1]
-        walk, claims, outside = _read(reader, given, outside, report, memory, progress)
+        floor_ms = 0 if previous is None else previous.floor_ms
+        walk, claims, outside = _read(reader, given, outside, report, memory, progress, floor_ms)
         erased |= walk.erased
+        dropped |= walk.dropped
         if previous is not None:
             _check_succession(previous, walk, believed, report)
         else:
             report.dropped = walk.shard.start
+            missing = _before(walk)
         lost = 0
         if (
             not newest and walk.closed is None
@@ -118,11 +133,28 @@ def check(
         if not report.dropped:
             text = f"{claim.source} is of {claim.found.origin}, which is no shard of this log"
             report.add("checkpoint-invalid", text)
-    kept = None if previous is None or report.wrong else _remembered(previous, erased, memory)
-    return Checked(report.size, frozenset(erased), frozenset(believed), kept)
+    if missing in dropped or (memory is not None and memory.dropped == report.dropped):
+        missing = None
+    kept = None if previous is None or report.wrong else _remembered(previous, erased, report.dropped, memory)
+    return Checked(report.size, frozenset(erased), frozenset(believed), kept, missing)
 
 
-def _remembered(walk: Walk, erased: set[str], before: Memory | None) -> Memory:
+def add_missing(origin: str, report: Report) -> None:
+    """A shard is gone, and neither log nor store says why."""
+    report.add("shard-missing", f"the shard {origin} is not there and no log.dropped says so", 0)
+
+
+def _before(first: Walk) -> str | None:
+    """The shard before the first one at hand, if there was one."""
+    if not first.shard.start:
+        return None
+    try:
+        return checkpoint.parse(note.parse(str(first.opened.get("prev"))).text).origin
+    except FormatError:
+        return f"before {first.shard.origin}"
+
+
+def _remembered(walk: Walk, erased: set[str], dropped: int, before: Memory | None) -> Memory:
     keys = tuple((start, key.vkey()) for start, key in walk.keys)
     tip = walk.frontier
     return Memory(
@@ -134,6 +166,8 @@ def _remembered(walk: Walk, erased: set[str], before: Memory | None) -> Memory:
         tuple(sorted(erased)),
         place=walk.shard.start + tip.size,
         full_ms=before.full_ms if before else 0,
+        dropped=dropped,
+        floor_ms=walk.floor_ms,
     )
 
 
@@ -144,6 +178,7 @@ def _read(
     report: Report,
     memory: Memory | None,
     progress: Progress,
+    floor_ms: int,
 ) -> tuple[Walk, list[Claim], list[Claim]]:
     """One shard: its walk, everything that was signed of it, and what was signed of others."""
     kept, state, shard = reader.checkpoints(), reader.state(), reader.described()
@@ -155,7 +190,7 @@ def _read(
     claims.sort(key=lambda claim: claim.found.size)
     report.size, report.root, report.origin = shard.start + state.size, state.root.hex(), origin
     key = next((key for key in given if key.name == origin), given[0])
-    walk = Walk(shard, keys=[(0, key)])
+    walk = Walk(shard, keys=[(0, key)], floor_ms=floor_ms)
     if memory is not None and memory.origin == origin:
         _resume(reader, state, walk, memory, claims, report)
     walk = _walk(reader, state, walk, claims, report, progress)
@@ -283,7 +318,7 @@ def _resume(reader: Reader, state: State, walk: Walk, memory: Memory, claims: li
         text = f"the first {memory.size} leaves are not those that were checked before"
         report.add("checkpoint-contradicted", text, walk.shard.start)
         return
-    walk.frontier, walk.opened = before, memory.opened
+    walk.frontier, walk.opened, walk.floor_ms = before, memory.opened, memory.floor_ms
     walk.keys = [(start, Verifier.parse(vkey)) for start, vkey in memory.keys]
     for size in {claim.found.size for claim in claims if claim.found.size <= memory.size}:
         walk.roots[size] = tree.root_at(size, nodes)
@@ -321,7 +356,7 @@ def _walk(reader: Reader, state: State, walk: Walk, claims: list[Claim], report:
 def _check_chunk(reader: Reader, start: int, end: int, walk: Walk, report: Report) -> list[bytes] | None:
     """The hashes of leaves start … end-1 as they are now; None when one is missing, for then nothing after it fits."""
     rows = reader.leaves(start, end)
-    base, hashes = walk.shard.start, list[bytes]()
+    base, hashes, floor = walk.shard.start, list[bytes](), _digits(walk.floor_ms)
     for place, (idx, eid, stored, entry) in enumerate(rows, start):
         if idx != place:
             report.add("leaf-missing", f"there is no leaf {base + place}", base + place)
@@ -337,6 +372,13 @@ def _check_chunk(reader: Reader, start: int, end: int, walk: Walk, report: Repor
             _heed(idx, entry, walk)
         elif entry.find(b'"ev":"message.erased"') >= 0 and (ref := _ref(entry)):
             walk.erased.add(ref)
+        elif entry.find(b'"ev":"anchor.recorded"') >= 0:
+            _heed_outsider(entry, walk)
+            floor = _digits(walk.floor_ms)
+        # Every leaf comes by here, so times are compared as they are written: thirteen digits and a comma.
+        if floor and (entry[(at := entry.rfind(b'"t":') + 4) : at + 13] < floor or entry[at + 13 : at + 14] != b","):
+            text = f"leaf {base + idx} says {_when(entry[at:])}, and stands after a cosignature of"
+            report.add("backdated", f"{text} {_utc(walk.floor_ms + SLACK_MS)}", base + idx, eid)
     if len(rows) < end - start:
         place = base + start + len(rows)
         report.add("leaf-missing", f"there is no leaf {place}, and the log says it holds more", place)
@@ -351,12 +393,41 @@ def _heed(index: int, entry: bytes, walk: Walk) -> None:
         match leaf["ev"]:
             case "log.opened" if index == 0:
                 walk.opened, walk.keys = leaf, [(0, Verifier.parse(leaf["log"]))]
+            case "log.dropped":
+                walk.dropped.add(str(leaf["origin"]))
             case "log.closed" if leaf["origin"] == walk.shard.origin and index == walk.shard.size - 1:
                 walk.closed = leaf
             case "key.rotated" if leaf["what"] == "log" and leaf["old"] == walk.keys[-1][1].vkey():
                 walk.keys.append((index, Verifier.parse(leaf["new"])))
     except (FormatError, ValueError, KeyError, TypeError):
         return  # a leaf of ours would be well-formed; what it should have said is then missed, and that is found
+
+
+def _heed_outsider(entry: bytes, walk: Walk) -> None:
+    """A witness's signature stands in the log: what follows it was logged after it was made.
+
+    The witness's own clock counts no more than the log's: one that goes fast could make every later leaf look old.
+    """
+    try:
+        leaf = json.loads(entry)
+        if leaf["kind"] == "witness":
+            signed_ms = int.from_bytes(base64.b64decode(leaf["proof"])[4:12], "big") * 1000
+            walk.floor_ms = max(walk.floor_ms, min(signed_ms, int(leaf["t"])) - SLACK_MS)
+    except (ValueError, KeyError, TypeError):
+        return
+
+
+def _digits(t_ms: int) -> bytes:
+    return b"%d" % t_ms if t_ms > 0 else b""
+
+
+def _when(rest: bytes) -> str:
+    digits = rest.partition(b",")[0][:16]
+    return _utc(int(digits)) if digits.isdigit() and len(digits) <= 13 else "no time"
+
+
+def _utc(t_ms: int) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(t_ms / 1000))
 
 
 def _named(eid: str) -> bytes:

@@ -37,6 +37,10 @@ class Memory:
     seq: int = 0
     eid: str = ""
     """The newest message that was held against the log."""
+    dropped: int = 0
+    """Leaves of shards that were let go, and said to be."""
+    floor_ms: int = 0
+    """What is logged from here on cannot have happened before."""
     full_ms: int = 0
     """When everything was last read (Unix ms)."""
 

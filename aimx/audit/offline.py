@@ -36,6 +36,8 @@ def verify_bundle(
     try:
         checked = integrity.check(readers, logs, None, remembered, total)
         total.erased = len(checked.erased)
+        if checked.missing is not None:
+            integrity.add_missing(checked.missing, total)
         anchors = {reader.described().origin: reader.anchors() for reader in readers}
         total.standing = stand(readers, lambda origin: anchors.get(origin, []), remembered, checked.keys, trust, total)
     except (LogError, FormatError) as error:

@@ -6,6 +6,7 @@ with it, so whatever message was seen must have an event that is seen later.
 """
 
 import asyncio
+import json
 import sqlite3
 import time
 from collections.abc import Sequence
@@ -88,6 +89,8 @@ class Reconciliation:
         self._unlike: list[tuple[str, str]] = []
         """Messages that are not what was accepted: eid, what differs."""
         self._erased: set[str] = set()
+        self.dropped: set[str] = set()
+        """Origins of shards that were let go, also where the leaf that says so is on its way."""
         # A temporary database of its own, which spills to disk: the list of messages may be long.
         self._messages = sqlite3.connect("", isolation_level=None, check_same_thread=False)
         self._messages.execute("CREATE TABLE seen (eid TEXT PRIMARY KEY, envelope BLOB NOT NULL) WITHOUT ROWID")
@@ -145,6 +148,8 @@ class Reconciliation:
             row, index = stored.row, stored.index
             if row.ev == "message.erased" and row.ref:
                 self._erased.add(row.ref)
+            if row.ev == "log.dropped":
+                self.dropped.add(str(json.loads(row.leaf).get("origin")))
             if row.ev in ACCEPTANCE:
                 acceptances.append(row)
                 self.eid = max(self.eid, row.eid)

@@ -38,6 +38,8 @@ KINDS: Mapping[str, str] = {
     "unsigned": "leaves older than the promise are under no signed checkpoint",
     "key-strange": "the log speaks under a key that nothing vouches for",
     "shard-unlinked": "a shard does not begin where the one before it ended",
+    "shard-missing": "an earlier shard is gone and no log.dropped says so",
+    "backdated": "a leaf says a time long before that of a cosignature which was logged before it",
     "leaf-unexplained": "a leaf has no event in the store",
     "event-unlogged": "an event says it is in the log and is not",
     "event-differs": "an event's row and its leaf are not the same",
@@ -65,6 +67,8 @@ _INCONSISTENT = frozenset(
         "unsigned",
         "key-strange",
         "shard-unlinked",
+        "shard-missing",
+        "backdated",
     )
 )
 

@@ -85,6 +85,8 @@ async def verify(
             run.close()
             await asyncio.wait([checking])
             report.take_integrity(found)
+        if checked.missing is not None and checked.missing not in run.dropped:
+            integrity.add_missing(checked.missing, report)
         anchors = partial(read_anchors, folder, database)
         report.standing = await asyncio.to_thread(
             stand, series.readers(), anchors, remembered, checked.keys, trust or Trust(), report

@@ -85,7 +85,7 @@ def check_integrity(
         _send(child, (str(folder), database, vkeys, high_water, list(remembered), before))
         while isinstance(told := _receive(child), int):
             progress(told)
-        error, size, erased, vkeys, counts, findings, after = told
+        error, size, erased, vkeys, counts, findings, after, missing = told
     finally:
         _end(child)
     if error is not None:
@@ -94,7 +94,7 @@ def check_integrity(
         setattr(report, name, value)
     report.findings += [Finding(*finding) for finding in findings]
     kept = None if after is None else Memory.from_json(json.loads(after))
-    return Checked(size, frozenset(erased), frozenset(map(Verifier.parse, vkeys)), kept)
+    return Checked(size, frozenset(erased), frozenset(map(Verifier.parse, vkeys)), kept, missing)
 
 
 def faults(rows: Sequence[EventRow]) -> list[Fault]:
@@ -186,7 +186,8 @@ def _integrity(source: BinaryIO, sink: BinaryIO) -> None:
     findings = [tuple(finding) for finding in report.findings]
     believed = [key.vkey() for key in checked.keys]
     after = None if checked.memory is None else json.dumps(checked.memory.to_json())
-    marshal.dump((error, checked.size, list(checked.erased), believed, counts, findings, after), sink)
+    said = (error, checked.size, list(checked.erased), believed, counts, findings, after, checked.missing)
+    marshal.dump(said, sink)
     sink.flush()
 
 

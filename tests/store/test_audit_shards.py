@@ -265,11 +265,23 @@ async def test_a_shard_whose_retention_ended_is_dropped_whole_and_the_rest_still
             for _ in range(10):
                 store.accept()
             await sequencer.flush()
+    reader = kept.reader()
+    oldest = reader.shards()[0]
+    last = reader.shard(1).checkpoint() or ""
+    reader.close()
     log = kept.log()
     log.drop(1)
     log.close()
+    assert kinds(await verified(store, kept)) == {"shard-missing"}, "and nothing says so"
+    stamp = events.Stamp("n1", time.time_ns() // 1_000_000, events.no_span())
+    store.put(events.log_dropped(stamp, origin=oldest.origin, size=oldest.size, last=last, by="admin"))
+    assert (await verified(store, kept)).ok, "the leaf that says so is on its way"
+    async with running(store, kept) as sequencer:
+        await sequencer.flush()
     report = await verified(store, kept)
     assert report.ok, report.lines()
+    assert report.memory is not None
+    assert (await verified(store, kept, memory=report.memory)).ok, "what was accepted once is not asked again"
     assert report.dropped >= 50
     assert "DROPPED" in "\n".join(report.lines())
 
