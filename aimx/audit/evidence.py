@@ -2,17 +2,20 @@
 
 import asyncio
 import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from aimx.audit.anchors import Anchor
 from aimx.audit.events import ACCEPTANCE, commitment, opened
 from aimx.audit.log import NotCovered, Reader
 from aimx.store.contract import NotFound, StoredEvent
-from aimx.tlog import proof
+from aimx.tlog import checkpoint, note, proof, tree
 from aimx.tlog.checkpoint import Opened
 from aimx.tlog.errors import FormatError, ProofError
 from aimx.tlog.leaf import committer
-from aimx.tlog.note import Verifier
+from aimx.tlog.note import Note, Signature, Verifier
+from aimx.tlog.proof import Proof
 
 
 class Events(Protocol):
@@ -75,8 +78,17 @@ class Evidence:
             raise FormatError("not the evidence of an event") from error
 
 
-async def message_proof(store: Events, reader: Reader, eid: str) -> Evidence:
-    """The proof of a message's acceptance.
+Said = Callable[[str], Sequence[Anchor]]
+"""What outsiders said of the log of an origin. Raises LogError."""
+
+
+def nobody(origin: str) -> Sequence[Anchor]:
+    """No outsider is asked: proofs end in the newest checkpoint."""
+    return ()
+
+
+async def message_proof(store: Events, reader: Reader, eid: str, said: Said = nobody) -> Evidence:
+    """The proof of a message's acceptance, in a checkpoint that a witness has cosigned where `said` has one.
 
     Raises NotFound for a message that has none, and NotCovered while no signed checkpoint covers it: within a second or
     two of the 250 one will (`Sequencer.flush` waits for it).
@@ -84,32 +96,52 @@ async def message_proof(store: Events, reader: Reader, eid: str) -> Evidence:
     stored = next((found for found in await store.events_of(eid) if found.row.ev in ACCEPTANCE), None)
     if stored is None:
         raise NotFound(f"no message {eid}")
-    return await asyncio.to_thread(_prove, stored, reader)
+    return await asyncio.to_thread(_prove, stored, reader, said)
 
 
-async def event_proofs(store: Events, reader: Reader, eid: str) -> list[Evidence]:
+async def event_proofs(store: Events, reader: Reader, eid: str, said: Said = nobody) -> list[Evidence]:
     """Proofs of everything that happened to one message, in order. Raises as `message_proof`."""
     events = await store.events_of(eid)
     if not events:
         raise NotFound(f"no message {eid}")
-    return await asyncio.to_thread(lambda: [_prove(stored, reader) for stored in events])
+    return await asyncio.to_thread(lambda: [_prove(stored, reader, said) for stored in events])
 
 
-def _prove(stored: StoredEvent, reader: Reader) -> Evidence:
+def _prove(stored: StoredEvent, reader: Reader, said: Said) -> Evidence:
     row = stored.row
     place = reader.place_of(row.eid) if stored.index is None else stored.index
     if place is None:
         raise NotCovered(f"event {row.eid} is not in the log yet")
     shard, index = reader.at(place)
-    found = shard.prove(index).text()
+    found = (_cosigned(shard, index, said) or shard.prove(index)).text()
     opening = row.detail.get("open", {}) if row.key is not None else {}
     return Evidence(row.eid, row.ev, index, row.leaf, found, row.key, row.trace_id, row.span_id, opening)
 
 
-def check(evidence: Evidence, log: Verifier) -> Opened:
-    """Check a proof offline, its openings included. Raises FormatError or ProofError; returns the signed checkpoint."""
+def _cosigned(shard: Reader, index: int, said: Said) -> Proof | None:
+    """A proof in the checkpoint over this leaf that most witnesses have cosigned, the newest of these; None: there is
+    none. One that this log contradicts is no help here: the verification reports it.
+    """
+    notes: dict[str, dict[Signature, None]] = {}
+    for anchor in said(shard.described().origin):
+        if anchor.kind == "witness" and anchor.size > index:
+            signed = note.parse(anchor.note)
+            notes.setdefault(signed.text, {}).update(dict.fromkeys(signed.signatures))
+    ranked = sorted(notes, key=lambda text: (len(notes[text]), checkpoint.parse(text).size), reverse=True)
+    nodes = shard.node_reader()
+    for text in ranked:
+        found = checkpoint.parse(text)
+        if found.size <= shard.state().size and tree.root_at(found.size, nodes) == found.root:
+            path = tree.inclusion_proof(index, found.size, nodes)
+            return Proof(index, tuple(path), str(Note(text, tuple(notes[text]))))
+    return None
+
+
+def check(evidence: Evidence, *logs: Verifier) -> Opened:
+    """Check a proof offline, its openings included. `logs`: the log's keys; one must have signed. Raises FormatError or
+    ProofError; returns the signed checkpoint."""
     found = proof.parse(evidence.proof)
-    checkpoint = proof.verify(found, evidence.leaf, log)
+    signed = proof.verify(found, evidence.leaf, logs)
     leaf = json.loads(evidence.leaf)
     if found.index != evidence.index or leaf.get("eid") != evidence.eid or leaf.get("ev") != evidence.ev:
         raise ProofError("the proof is of another event")
@@ -120,4 +152,4 @@ def check(evidence: Evidence, log: Verifier) -> Opened:
         for part, value in given.items():
             if commitment(commit, part, value) != leaf["c"].get(part):
                 raise ProofError(f"the {part} given is not the one the leaf commits to")
-    return checkpoint
+    return signed

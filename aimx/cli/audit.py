@@ -3,6 +3,7 @@
 import asyncio
 import sys
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -203,28 +204,30 @@ def print_report(report: "Report") -> None:
 def prove(id: str, output: Path | None, as_json: bool, data: Path) -> None:
     """Print a proof that the message ID was accepted as it is: checkable by anybody, offline (C2SP tlog-proof).
 
-    With --json also the leaf and what opens its commitments.
+    Where witnesses have cosigned a checkpoint over it, the proof ends in that one, else in the newest. With --json also
+    the leaf and what opens its commitments.
     """
     from aimx.audit.evidence import Evidence, check, message_proof
     from aimx.audit.keys import load_public
     from aimx.audit.log import NotCovered
-    from aimx.audit.place import open_reader
+    from aimx.audit.place import open_reader, read_anchors
 
     async def work() -> Evidence:
         async with opened(data) as (settings, store):
             reader = open_reader(data, settings.log_database)
+            said = partial(read_anchors, data, settings.log_database)
             try:
                 for _ in range(30):
                     try:
-                        return await message_proof(store, reader, id.strip())
+                        return await message_proof(store, reader, id.strip(), said)
                     except NotCovered:
                         await asyncio.sleep(0.1)  # the node signs each second; another process can only look again
-                return await message_proof(store, reader, id.strip())
+                return await message_proof(store, reader, id.strip(), said)
             finally:
                 reader.close()
 
     evidence = asyncio.run(work())
-    opened_at = check(evidence, load_public(data).log)
+    opened_at = check(evidence, *load_public(data).logs)
     if output is not None:
         output.write_text(evidence.proof)
     if as_json:

@@ -6,6 +6,7 @@ Entry bundles show what kind of thing happened when to everybody on the node, so
 """
 
 import asyncio
+from functools import partial
 from typing import Annotated, NamedTuple
 
 from fastapi import APIRouter, Path, Query
@@ -14,6 +15,7 @@ from fastapi.responses import PlainTextResponse, Response
 from aimx.audit.events import ACCEPTANCE
 from aimx.audit.evidence import event_proofs
 from aimx.audit.log import NotCovered, Reader
+from aimx.audit.place import read_anchors
 from aimx.sidecar import access
 from aimx.sidecar.access import Admin, Here, SignedIn
 from aimx.sidecar.context import SidecarContext
@@ -58,8 +60,9 @@ async def prove(
     if caller.agent is not None:
         seen = {found.seq for found in visible(record, events, caller.agent)}
         events = [found for found in events if found.seq in seen]  # with the openings that `visible` takes away
+    said = partial(read_anchors, here.settings.data, here.settings.log_database)
     try:
-        (evidence,) = await event_proofs(_Only(_wanted(events, event)), here.log, record.eid)
+        (evidence,) = await event_proofs(_Only(_wanted(events, event)), here.log, record.eid, said)
     except NotCovered:
         raise Problem("not-logged-yet") from None
     found = evidence.to_json()

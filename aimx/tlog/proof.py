@@ -47,9 +47,14 @@ def parse(text: str) -> Proof:
     return Proof(index, path, signed, extra)
 
 
-def verify(proof: Proof, entry: bytes, log: Verifier, cosigners: Sequence[Verifier] = ()) -> checkpoint.Opened:
-    """The checkpoint that proves `entry`, its signatures checked. Raises FormatError or ProofError."""
-    opened = checkpoint.open_signed(proof.checkpoint, log, cosigners)
+def verify(
+    proof: Proof, entry: bytes, log: Verifier | Sequence[Verifier], cosigners: Sequence[Verifier] = ()
+) -> checkpoint.Opened:
+    """The checkpoint that proves `entry`, its signatures checked; one of the keys `log` must have signed it.
+
+    Raises FormatError or ProofError.
+    """
+    opened = checkpoint.open_any(proof.checkpoint, [log] if isinstance(log, Verifier) else log, cosigners)
     found = opened.checkpoint
     verify_inclusion(proof.index, found.size, leaf_hash(entry), proof.path, found.root)
     return opened

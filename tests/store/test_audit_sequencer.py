@@ -12,13 +12,15 @@ from pathlib import Path
 import pytest
 
 from aimx.audit import evidence, keys
+from aimx.audit.anchors import Anchor
 from aimx.audit.log import LogError, NotCovered
 from aimx.audit.sequencer import HIGH_WATER, Sequencer
 from aimx.audit.sqlite import SqliteLog, SqliteReader
 from aimx.store.contract import NotFound
 from aimx.telemetry.span import Span, Tracer
-from aimx.tlog import checkpoint
+from aimx.tlog import checkpoint, note, proof
 from aimx.tlog.errors import ProofError
+from aimx.tlog.note import COSIGNATURE_V1, Note, Signer
 from tests.store.audit_memory import MemoryStore
 
 
@@ -225,3 +227,35 @@ async def test_anybody_can_check_a_messages_proof_offline_openings_included(tmp_
     lie["opening"]["from"] = "eve@x.example"
     with pytest.raises(ProofError, match="from"):
         evidence.check(evidence.Evidence.from_json(lie), public.log)
+
+
+async def test_a_proof_ends_in_the_checkpoint_that_most_witnesses_have_cosigned(tmp_path: Path) -> None:
+    store, reader = MemoryStore(), SqliteReader(tmp_path / "audit.db")
+    ada, bob = (Signer(f"{name}.example/w", name.encode() * 8, COSIGNATURE_V1) for name in ("adax", "bobx"))
+
+    def cosigned(text: str, witness: Signer) -> Anchor:
+        signed = note.parse(text)
+        found = checkpoint.parse(signed.text)
+        cosignature = witness.sign(signed.text.encode(), 1_780_000_000)
+        both = str(Note(signed.text, (*signed.signatures, cosignature)))
+        return Anchor("witness", witness.verifier.name, found.origin, found.size, 0, both)
+
+    notes, eids, ends = [], [], []
+    async with running(store, tmp_path) as sequencer:
+        for _ in range(4):
+            eids.append(store.accept())
+            await sequencer.flush()
+            notes.append(reader.checkpoint() or "")
+        forged = checkpoint.parse(note.parse(notes[3]).text)._replace(root=b"x" * 32)
+        lie = str(checkpoint.sign(forged, [sequencer.keys.log]))
+        said = [cosigned(notes[1], ada), cosigned(notes[1], bob), cosigned(notes[2], ada)]
+        said += [cosigned(lie, ada), cosigned(lie, bob)]
+        texts = [note.parse(text).text for text in notes]
+        for eid in eids:
+            found = await evidence.message_proof(store, reader, eid, lambda _: said)
+            log, witnesses = sequencer.keys.log.verifier, [ada.verifier, bob.verifier]
+            opened = proof.verify(proof.parse(found.proof), found.leaf, log, witnesses)
+            ends.append((texts.index(opened.note.text), len(opened.signatures)))
+    reader.close()
+    # Both have cosigned the second; only ada what holds the third; nobody vouches for the last but the log.
+    assert ends == [(1, 3), (1, 3), (2, 2), (3, 1)]
