@@ -158,17 +158,20 @@ async def test_a_circuit_that_opens_while_the_store_is_asked_is_not_overlooked(
 ) -> None:
     with Receiver([(503, {"Retry-After": "1"})]).listening() as receiver:
         async with world(tmp_path, receiver) as node:
-            store = type(node.node._store)
+            store, queue = type(node.node._store), node.node._queue
             plain = store.next_due
 
             async def slow(self: Any, closed: Any = ()) -> Any:
                 found = await plain(self, closed)
-                if closed:
-                    await asyncio.sleep(1.1)
+                await asyncio.sleep(0.8)
                 return found
 
-            monkeypatch.setattr(store, "next_due", slow)
             await node.send("ada", "hook")
+            await until(lambda: _got(receiver, 1))
+            await asyncio.sleep(0.5)
+            assert queue._destinations.closed()
+            monkeypatch.setattr(store, "next_due", slow)
+            queue._wake.set()  # a look that begins while it is open and ends when it is not
             await settled(node)
             assert len(receiver.got) == 2
 
