@@ -1,8 +1,8 @@
 """`python -m bench`: AIMX and other servers, one machine, one run, the same mail; a table of ratios in Markdown.
 
 2 kB, one recipient, 40 kept connections. What is plain comes from Postfix's own smtp-source, each connection to a
-mailbox of its own; what is TLS from our compiled generator, to a hundred mailboxes; RabbitMQ is driven by aio-pika. Each
-server starts with its own configuration and folders on loopback. Rounds alternate between the servers, so that a
+mailbox of its own; what is TLS from our compiled generator, to a hundred mailboxes; RabbitMQ is driven by aio-pika.
+Each server starts with its own configuration and folders on loopback. Rounds alternate between the servers, so that a
 machine that grows slower does so for all; the median round counts, and the spread is stated.
 
 `--quick` is the same with shorter rounds. `python -m bench.accept` measures the CPU of AIMX's own way of a message

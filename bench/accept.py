@@ -98,10 +98,13 @@ def kept_in(database: str | None) -> Iterator[None]:
         yield
         return
 
-    def make(_path: Path, node: str, *, guest: bool = False) -> PostgresStore:
+    def serve(_path: Path, _none: None, node: str, worker: int) -> PostgresStore:
+        return PostgresStore(database, node, worker)
+
+    def help_out(_path: Path, node: str, *, guest: bool = False) -> PostgresStore:
         return PostgresStore(database, node, guest=guest)
 
-    with patch.object(aimx.node, "SqliteStore", make), patch.object(mail_node, "SqliteStore", make):
+    with patch.object(aimx.node, "open_store", serve), patch.object(mail_node, "SqliteStore", help_out):
         yield
 
 
