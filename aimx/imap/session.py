@@ -29,7 +29,7 @@ from aimx.imap.errors import Bad, Bye, No
 from aimx.imap.fetch import Structures
 from aimx.imap.grammar import Limits, Raw, Refused
 from aimx.imap.messages import Desk
-from aimx.imap.trace import Origin, Trail, Verb, opened
+from aimx.imap.trace import Origin, Trail, Verb, witness_opening
 from aimx.imap.view import View
 from aimx.intake.envelope import PART, HeaderTooLarge, Upload
 from aimx.rate import Rate
@@ -414,7 +414,7 @@ class Session:
         box = await mailboxes.find(self._store, self._owner, command.mailbox)
         services = self._services
         origin = Origin(services.tracer, services.node, self._owner)
-        await self._store.record([opened(origin, (box.key.owner, box.name))])
+        await witness_opening(self._store, origin, (box.key.owner, box.name))
         # Listen first: what changes between the snapshot and now is looked up, never missed.
         self._unsubscribe = self._store.subscribe(box.key, self._changed)
         snapshot = await self._store.select(box.key, not command.examine)

@@ -11,9 +11,9 @@ from typing import Literal
 
 from aimx.audit import events
 from aimx.message.header import HeaderBlock
-from aimx.store.contract import DONE, Copied, EventRow, Flagged, FlagMode, MailboxKey, SpanRef
+from aimx.store.contract import DONE, Copied, EventRow, Flagged, FlagMode, MailboxKey, SpanRef, Store
 from aimx.telemetry.context import SAMPLED, Context, read
-from aimx.telemetry.span import MAX_LINKS, SERVER, Span, Tracer
+from aimx.telemetry.span import INTERNAL, MAX_LINKS, SERVER, Facts, Span, Tracer
 
 Verb = Literal["fetch", "store", "copy", "move", "expunge", "append"]
 
@@ -27,10 +27,15 @@ class Origin:
     agent: str
 
 
-def opened(origin: Origin, box: tuple[str, str]) -> EventRow:
-    """A mailbox (owner, name) was selected. About no message and part of no trace: a trace of its own."""
-    stamp = events.Stamp(origin.node, time.time_ns() // 1_000_000, events.no_span(), origin.agent)
-    return events.mailbox_accessed(stamp, by=origin.agent, box=box, via="imap", admin=origin.agent != box[0])
+async def witness_opening(store: Store, origin: Origin, box: tuple[str, str]) -> None:
+    """Record that a mailbox (owner, name) was selected, in a trace of its own: it is about no message."""
+    said = Facts({"aimx.audit.event": "mailbox.accessed"})
+    with origin.tracer.start("audit append", INTERNAL, attributes=said) as span:
+        stamp = events.Stamp(
+            origin.node, time.time_ns() // 1_000_000, SpanRef(span.trace_id, span.span_id), origin.agent
+        )
+        admin = origin.agent != box[0]
+        await store.record([events.mailbox_accessed(stamp, by=origin.agent, box=box, via="imap", admin=admin)])
 
 
 class Trail:
