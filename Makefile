@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 JOBS   ?= auto
 
-.PHONY: demo test lint bench bench-tracing torture stack clean
+.PHONY: demo test lint bench bench-tracing torture stack stack-secrets image-check clean
 
 # The stamp is newer than pyproject.toml exactly when what it asks for is installed.
 $(VENV)/.installed: pyproject.toml
@@ -16,7 +16,7 @@ demo: $(VENV)/.installed
 	$(BIN)/aimx demo $(if $(ONCE),--once)
 
 test: lint
-	$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal -m "not torture and not stack" $(ARGS)
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal -m "not torture and not stack and not image" $(ARGS)
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
@@ -41,6 +41,14 @@ build/otelcol/otelcol: dashboards/collector-build.yaml
 stack: $(VENV)/.installed build/otelcol/otelcol
 	build/otelcol/otelcol validate --config otel-collector.yaml
 	$(BIN)/python -m pytest -q -s -m stack tests/stack $(ARGS)
+
+# Passwords for docker-compose.yml, once.
+stack-secrets:
+	deploy/stack-secrets
+
+# The Dockerfile's steps without a container engine: a clean environment, another user, a read-only tree.
+image-check: $(VENV)/.installed
+	$(BIN)/python -m pytest -q -m image tests/stack/test_image.py $(ARGS)
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -14,6 +14,7 @@ from aimx.store.contract import StoreError
 
 MAIL_FILE = "mail.db"
 ADMIN_TOKEN = "admin.token"  # noqa: S105 — a file's name
+METRICS_TOKEN = "metrics.token"  # noqa: S105
 SECRET = "node.secret"  # noqa: S105
 READY = "ready.json"
 

@@ -30,6 +30,7 @@ from aimx.config import Endpoint, SettingError, Settings
 from aimx.data_folder import (
     ADMIN_TOKEN,
     MAIL_FILE,
+    METRICS_TOKEN,
     READY,
     SECRET,
     CannotStart,
@@ -155,7 +156,7 @@ class Node:
             if settings.database.url is not None:
                 await claim_name(settings, folder)
         self.first_start = not (folder / MAIL_FILE).exists()
-        certificates, keys, secret, admin = furnish(folder, settings)
+        certificates, keys, secret, admin, scraper = furnish(folder, settings)
         tracer = self.tracer or self._open_telemetry()
         store = self._store = await self._open_store(folder)
         if settings.database.url is not None:
@@ -245,6 +246,7 @@ class Node:
             keys=lambda: load_public(folder),
             settings=settings,
             is_admin=lambda token: tokens.same(token, admin),
+            is_scraper=lambda token: tokens.same(token, scraper),
             metrics=self._count(folder),
             ready=lambda: self._problems(sequencer),
             tracer=tracer,
@@ -488,6 +490,7 @@ class Furniture(NamedTuple):
     keys: Keys
     secret: bytes
     admin: str
+    scraper: str
 
 
 def furnish(folder: Path, settings: Settings) -> Furniture:
@@ -504,8 +507,10 @@ def furnish(folder: Path, settings: Settings) -> Furniture:
     with needed(folder / SECRET):
         secret = tokens.node_secret(folder / SECRET)
     with needed(folder / ADMIN_TOKEN):
-        admin = tokens.admin_token(folder / ADMIN_TOKEN)
-    return Furniture(certificates, keys, secret, admin)
+        admin = tokens.kept_token(folder / ADMIN_TOKEN)
+    with needed(folder / METRICS_TOKEN):
+        scraper = tokens.kept_token(folder / METRICS_TOKEN)
+    return Furniture(certificates, keys, secret, admin, scraper)
 
 
 def present(folder: Path, names: tuple[str, ...]) -> Certificates:

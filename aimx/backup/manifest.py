@@ -17,7 +17,7 @@ FILE = "backup.json"
 FORMAT = 1
 DUMP = "database.dump"
 PUBLIC = ("audit.vkeys", "audit.checkpoint")
-SECRET = ("keys", "tls", "admin.token", "node.secret")
+SECRET = ("keys", "tls", "admin.token", "metrics.token", "node.secret")
 """Whoever has these is the node. Files and folders of the data folder."""
 
 Kind = Literal["sqlite", "postgresql"]

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 import click
 
+from aimx.cli.failure import Failed
 from aimx.cli.folder import MAIL_DB, Ready, data_option, json_option, opened, ready, settings_of
 from aimx.cli.screen import console, print_json, size_of, span_of
 from aimx.config import SettingError, Settings
@@ -44,10 +45,14 @@ class Finding(NamedTuple):
 
 
 @click.command()
+@click.option("--ready", "only_ready", is_flag=True, help="Only ask a running node whether it serves.")
 @json_option
 @data_option
-def doctor(as_json: bool, data: Path) -> None:
+def doctor(only_ready: bool, as_json: bool, data: Path) -> None:
     """Check a node: files, permissions, ports, certificate, store, audit log, disk, tracing. Exit 1 if any is wrong."""
+    if only_ready:
+        _ask_whether_ready(data)
+        return
     found = asyncio.run(_look(data))
     if as_json:
         print_json([finding._asdict() for finding in found])
@@ -59,6 +64,26 @@ def doctor(as_json: bool, data: Path) -> None:
                 console().print(f"               → {finding.fix}", markup=False, style="dim", soft_wrap=True)
     if any(finding.verdict == "wrong" for finding in found):
         sys.exit(1)
+
+
+def _ask_whether_ready(data: Path) -> None:
+    """Raises Failed. What a container's health check runs each few seconds: it loads next to nothing."""
+    from http.client import HTTPException, HTTPSConnection
+
+    running = ready(data)
+    if running is None:
+        raise Failed("the node is not running")
+    host, port = _reachable(running.http.removeprefix("https://"))
+    try:
+        door = HTTPSConnection(host, port, timeout=PATIENCE, context=ssl.create_default_context(cafile=running.ca))
+        door.request("GET", "/readyz")
+        answer = door.getresponse()
+        said = answer.read(4096).decode("utf-8", "replace")
+    except (OSError, HTTPException) as error:
+        raise Failed(f"the node does not answer: {reason(error, running.ca)}") from None
+    if answer.status != 200:
+        raise Failed(f"the node does not serve: {said}")
+    click.echo("ready")
 
 
 async def _look(data: Path) -> list[Finding]:
@@ -87,7 +112,8 @@ def _folder(data: Path) -> Iterator[Finding]:
         yield Finding("wrong", "folder", f"{data} is open to others (mode {mode:o})", f"chmod 700 {data}")
     else:
         yield Finding("ok", "folder", f"{data}, mode {mode:o}")
-    secrets = [data / "admin.token", data / "node.secret", *data.glob("keys/*.key"), *data.glob("tls/*.key")]
+    names = ("admin.token", "metrics.token", "node.secret")
+    secrets = [*(data / name for name in names), *data.glob("keys/*.key"), *data.glob("tls/*.key")]
     loose = [path for path in secrets if path.exists() and stat.S_IMODE(path.stat().st_mode) & 0o077]
     for path in loose:
         yield Finding("wrong", "secrets", f"{path} can be read by others", f"chmod 600 {path}")
@@ -159,14 +185,19 @@ async def _open(where: str) -> bool:
 
 
 async def _knock(where: str, tls: ssl.SSLContext | None, speaks_first: bool) -> str:
-    host, _, port = where.rpartition(":")
-    host = host.strip("[]")
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 — read, not bound
-    reader, writer = await asyncio.open_connection(host, int(port), ssl=tls)
+    host, port = _reachable(where)
+    reader, writer = await asyncio.open_connection(host, port, ssl=tls)
     try:
         return (await reader.readline()).decode("utf-8", "replace").strip() if speaks_first else ""
     finally:
         writer.close()
+
+
+def _reachable(where: str) -> tuple[str, int]:
+    """Where to knock for what listens there, which may be everywhere."""
+    host, _, port = where.rpartition(":")
+    host = host.strip("[]")
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host), int(port)  # noqa: S104 — read, not bound
 
 
 def _certificate(data: Path, running: Ready | None) -> Iterator[Finding]:

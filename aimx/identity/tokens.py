@@ -12,8 +12,8 @@ from pathlib import Path
 from aimx import durable
 
 
-def admin_token(path: Path) -> str:
-    """The admin token in `path`; made if there is none. 43 characters, 256 bits."""
+def kept_token(path: Path) -> str:
+    """The token in `path`, the admin's or that of scrapes; made if there is none. 43 characters, 256 bits."""
     return _kept(path, lambda: secrets.token_urlsafe(32))
 
 

@@ -84,6 +84,17 @@ async def admin(caller: SignedIn) -> Caller:
 Admin = Annotated[Caller, Depends(admin)]
 
 
+async def scraper(
+    request: Request, here: Here, bearer: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
+) -> None:
+    """A scrape of metrics: by its own token, so that no monitoring has to hold the admin's."""
+    if bearer is None or len(bearer.credentials) > MAX_TOKEN or not here.is_scraper(bearer.credentials):
+        await admin(await signed_in(request, here, bearer))
+
+
+Scraper = Annotated[None, Depends(scraper)]
+
+
 async def message(here: SidecarContext, caller: Caller, name: str) -> MessageRecord:
     """The message, if the caller may see it; else the problem is the same as if there were none.
 

@@ -22,6 +22,8 @@ class SidecarContext:
     settings: Settings
     is_admin: Callable[[str], bool]
     """Whether this is the admin's token, in constant time."""
+    is_scraper: Callable[[str], bool]
+    """Whether it is the one that opens `/metrics` and nothing else."""
     metrics: Callable[[], Snapshot]
     """The whole node's, for a scrape."""
     ready: Callable[[], Sequence[str]]

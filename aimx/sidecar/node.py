@@ -6,7 +6,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
-from aimx.sidecar.access import Admin, Here, SignedIn
+from aimx.sidecar.access import Here, Scraper, SignedIn
 from aimx.sidecar.describe import problems
 from aimx.sidecar.models import Health, Readiness
 from aimx.sidecar.problems import Problem
@@ -55,7 +55,7 @@ async def readyz(here: Here) -> Readiness:
         **problems("unauthenticated", "forbidden"),
     },
 )
-async def metrics(request: Request, here: Here, caller: Admin) -> Response:
+async def metrics(request: Request, here: Here, caller: Scraper) -> Response:
     form = negotiate(request.headers.get("accept", ""))
     return Response(render(here.metrics(), form), headers={"content-type": CONTENT_TYPES[form], "vary": "accept"})
 

@@ -38,6 +38,7 @@ from aimx.telemetry.span import Tracer
 from aimx.tlog.leaf import new_key
 
 ADMIN = "the-admin-token-of-these-tests"
+SCRAPER = "scraper"
 PLANNER, RESEARCHER, CRITIC = (f"{name}@fabric.local" for name in ("planner", "researcher", "critic"))
 TRACE = bytes.fromhex("4bf92f3577b34da6a3ce929d0e0e4736")
 SPAN = bytes.fromhex("00f067aa0ba902b7")
@@ -203,6 +204,7 @@ async def world(folder: Path, tracer: Tracer | None = None) -> AsyncIterator[Wor
         keys=keys.public,
         settings=settings,
         is_admin=lambda token: tokens.same(token, ADMIN),
+        is_scraper=lambda token: tokens.same(token, SCRAPER),
         metrics=metrics.Metrics().snapshot,
         ready=lambda: problems,
         tracer=tracer,

@@ -24,7 +24,18 @@ from aimx.tlog import checkpoint, tile
 from aimx.tlog import receipt as tlog_receipt
 from aimx.tlog.leaf import canonical
 from aimx.tlog.tree import leaf_hash, verify_consistency
-from tests.protocol.sidecar_world import ADMIN, CRITIC, PLANNER, RESEARCHER, SPAN, TRACE, World, json_payload, world
+from tests.protocol.sidecar_world import (
+    ADMIN,
+    CRITIC,
+    PLANNER,
+    RESEARCHER,
+    SCRAPER,
+    SPAN,
+    TRACE,
+    World,
+    json_payload,
+    world,
+)
 
 NOBODY = "01KAQ5XV2M8Z7Q4T9H3W6E1R0C"
 TOKEN_PATHS = [
@@ -672,6 +683,15 @@ async def test_readiness_says_what_is_missing(here: World, http: httpx.AsyncClie
 async def test_metrics_are_prometheus_text(http: httpx.AsyncClient) -> None:
     answer = await http.get("/metrics")
     assert answer.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
+
+
+async def test_the_token_of_scrapes_opens_metrics_and_nothing_else(here: World) -> None:
+    async with here.client(SCRAPER) as http:
+        assert (await http.get("/metrics")).status_code == 200
+        for path in ("/v1/messages", "/v1/audit/verification", "/tile/entries/000"):
+            assert (await http.get(path)).status_code in (401, 404), path
+    async with here.client(here.agents[PLANNER]) as http:
+        assert_problem(await http.get("/metrics"), "forbidden")
 
 
 async def test_the_document_describes_every_path_and_is_the_same_for_an_agent(here: World) -> None:
