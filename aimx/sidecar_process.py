@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator
 from aimx.audit.keys import VKEYS, load_public
 from aimx.audit.place import open_reader
 from aimx.config import Settings
-from aimx.data_folder import ADMIN_TOKEN, MAIL_FILE, CannotStart, needed, prepare
+from aimx.data_folder import ADMIN_TOKEN, MAIL_FILE, METRICS_TOKEN, CannotStart, needed, prepare
 from aimx.identity import tokens
 from aimx.listener import bind
 from aimx.node import present, reachable
@@ -51,6 +51,8 @@ async def serving(settings: Settings, replica: str | None) -> AsyncIterator[str]
         load_public(folder)
     with needed(folder / ADMIN_TOKEN):
         admin = (folder / ADMIN_TOKEN).read_text().strip()
+    with needed(folder / METRICS_TOKEN):
+        scraper = tokens.kept_token(folder / METRICS_TOKEN)
     async with contextlib.AsyncExitStack() as stack:
         tracer = open_tracer(sdk=settings.trace.sdk)
         if (close := getattr(tracer.sink, "close", None)) is not None:
@@ -68,6 +70,7 @@ async def serving(settings: Settings, replica: str | None) -> AsyncIterator[str]
             keys=lambda: load_public(folder),
             settings=settings,
             is_admin=lambda token: tokens.same(token, admin),
+            is_scraper=lambda token: tokens.same(token, scraper),
             metrics=metrics.PROCESS.snapshot,
             ready=list,
             tracer=tracer,

@@ -16,9 +16,9 @@ from aimx.cli.screen import print_json, print_table, span_of
 from aimx.store.contract import NodeRecord, NotFound
 
 FORM = "aimx node keys 1"
-_SHARED = re.compile(r"keys/[A-Za-z0-9._-]+\.key|tls/ca\.(pem|key)|node\.secret|admin\.token|audit\.vkeys")
+_SHARED = re.compile(r"keys/[A-Za-z0-9._-]+\.key|tls/ca\.(pem|key)|node\.secret|(admin|metrics)\.token|audit\.vkeys")
 """What all nodes over one database hold alike. Each makes its own server certificate, under the shared authority."""
-_NAMES = ("keys/*.key", "tls/ca.pem", "tls/ca.key", "node.secret", "admin.token", "audit.vkeys")
+_NAMES = ("keys/*.key", "tls/ca.pem", "tls/ca.key", "node.secret", "admin.token", "metrics.token", "audit.vkeys")
 _KEYS = ("keys/log.key", "keys/receipt.key")
 SILENT_S = 10
 """Seconds without a sign of life (one every 2 s) from which a worker is called silent."""
