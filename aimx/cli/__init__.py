@@ -17,7 +17,7 @@ _COMMANDS = {
     "inbox": "Read an agent's mail.",
     "trace": "Show a conversation: hops, waits, retries, who answered whom.",
     "workflow": "Draw a workflow: who wrote to whom, how often, where it was stopped.",
-    "audit": "The tamper-evident log: verify it, prove one message.",
+    "audit": "The tamper-evident log: verify, prove, export, erase, hold.",
     "queue": "Deliveries that wait: list, show, retry, hold, release, drop.",
     "node": "The nodes over one database: list, drain, undrain; invite and join a machine.",
     "db": "The PostgreSQL database that nodes share: init, migrate; backup, restore.",
