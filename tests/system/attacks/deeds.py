@@ -508,9 +508,10 @@ def _restored(scene: Scene, victim: Victim, *, whole: bool) -> Victim:
         toml.write_text(toml.read_text().replace(str(victim.url), str(old.url)))
         return old
     if old.url is not None:
-        toml = victim.folder / "aimx.toml"
-        toml.write_text(toml.read_text().replace(str(victim.url), old.url))
-        return Victim(victim.folder, old.url)
+        newest, ((signed,),) = victim.signed, old.log.look("SELECT signed FROM state")
+        victim.rewrite(old.leaves(), notes=[signed])
+        (victim.data / "audit.checkpoint").write_text(newest)
+        return victim
     shutil.copy(old.data / "audit.db", victim.data)
     return victim
 
@@ -547,13 +548,19 @@ def _mail_flows(scene: Scene, node: NodeProcess) -> str:
 
 def _unlogged(scene: Scene, victim: Victim) -> tuple[str, Path]:
     """The receipt and the mail of a message whose events never reach the log."""
+    evs, who = "('message.accepted', 'delivery.mailbox')", f"new.agent = '{scene.ann.address}'"
     with victim.mail.reach() as run:
-        for ev in ("message.accepted", "delivery.mailbox"):
-            run(
-                f"CREATE TRIGGER no_{ev[:7]} AFTER INSERT ON event "
-                f"WHEN new.ev = '{ev}' AND new.agent = '{scene.ann.address}' "
-                "BEGIN DELETE FROM event WHERE seq = new.seq; END"
-            )
+        if victim.url is None:
+            when = f"AFTER INSERT ON event WHEN new.ev IN {evs} AND {who}"
+            run(f"CREATE TRIGGER quiet {when} BEGIN DELETE FROM event WHERE seq = new.seq; END")
+        else:
+            for table, when in (
+                ("event", f"new.ev IN {evs} AND {who}"),
+                ("outbox", "NOT EXISTS (SELECT FROM aimx.event e WHERE e.seq = new.seq)"),
+            ):
+                body = f"BEGIN IF {when} THEN RETURN NULL; END IF; RETURN new; END"
+                run(f"CREATE FUNCTION quiet_{table}() RETURNS trigger LANGUAGE plpgsql AS $$ {body} $$")
+                run(f"CREATE TRIGGER quiet BEFORE INSERT ON {table} FOR EACH ROW EXECUTE FUNCTION quiet_{table}()")
     mail = victim.folder / "unlogged.eml"
     mail.write_bytes(scene.mail)
     with _running(victim) as node:

@@ -20,7 +20,7 @@ PROMPT = (
 
 @dataclass
 class Scene:
-    """`kind` says where the log is kept. Everything but `victim` and `backup` is out of the administrator's reach."""
+    """`kind` says where log and mail are kept. All but `victim` and `backup` is out of the administrator's reach."""
 
     kind: str
     folder: Path
@@ -76,8 +76,8 @@ class Scene:
 def made(kind: str, folder: Path, witness: NodeProcess, server: PostgresServer | None) -> Scene:
     """Let a node live: agents, mail, a backup, a receipt, cosignatures, mailed checkpoints, an export."""
     url = None if server is None else server.database()
-    database = f'[audit]\ndatabase = "{url}"\n' if url else "[audit]\n"
-    prompt = f'[domain."{kind}.example"]\n' + PROMPT.replace("[audit]\n", database)
+    database = f'[database]\nurl = "{url}"\n' if url else ""
+    prompt = f'[domain."{kind}.example"]\n{database}{PROMPT}'
     node = NodeProcess(folder / "node", config=prompt)
     scene = Scene(kind, folder, witness, Victim(node.folder, url), Victim(folder / "backup", url), server=server)
     with node:

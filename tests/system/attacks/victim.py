@@ -1,6 +1,5 @@
 """A node's folder and databases as its administrator has them in hand: everything may be read and written."""
 
-import json
 import shutil
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
@@ -84,7 +83,7 @@ class Victim:
 
     @property
     def mail(self) -> Hand:
-        return Hand(self.data / "mail.db", None, "aimx")
+        return Hand(self.data / "mail.db", self.url, "aimx")
 
     @property
     def anchors(self) -> Hand:
@@ -180,9 +179,7 @@ def copied(original: Victim, folder: Path, database: Callable[[str], str]) -> Vi
     """Another of its kind; the copy's settings speak of the copy. `database` copies one."""
     shutil.copytree(original.folder, folder, symlinks=True)
     url = None if original.url is None else database(original.url)
-    toml, started = folder / "aimx.toml", folder / "data" / "started.json"
-    if original.url is not None:
-        toml.write_text(toml.read_text().replace(original.url, str(url)))
-    said = json.loads(started.read_text())
-    started.write_text(json.dumps({**said, "config": str(toml)}))
+    for file in (folder / "aimx.toml", folder / "data" / "started.json"):
+        text = file.read_text().replace(str(original.folder), str(folder))
+        file.write_text(text if url is None else text.replace(str(original.url), url))
     return Victim(folder, url)
