@@ -13,6 +13,7 @@ restored old copy would sign a fork.
 
 import asyncio
 import contextlib
+import json
 import logging
 import os
 import re
@@ -119,6 +120,8 @@ class Sequencer:
         """The newest shard as it was found or begun; its size is in the log's state."""
         self._leading = database is None
         self._asked_at = 0.0
+        self._receipt_waits: float | None = None
+        """Since when a receipt key has been seen that is to be put in force."""
         self._task: asyncio.Task[None] | None = None
         self._unsubscribe: Callable[[], None] | None = None
         self._woken = asyncio.Event()
@@ -270,7 +273,7 @@ class Sequencer:
         oldest_ms = (await self._outbox.backlog()).outbox_oldest_ms
         age_s = 0.0 if oldest_ms is None else max(0.0, time.time() - oldest_ms / 1000)
         self._waiting_since = None if oldest_ms is None else time.monotonic() - age_s
-        self.keys = await self._on_thread(lambda: keyring.load(self._folder, _now_ms()))
+        await self._on_thread(self._follow_keys)
         if self._flushes and oldest_ms is None:
             state = await self._on_thread(self._opened.reload)
             if state.signed is not None and _size_of(state.signed) == state.size:
@@ -432,9 +435,19 @@ class Sequencer:
         if b'"ev":"key.rotated"' in leaf:
             reach("key.logged")
             await self._on_thread(lambda: self._put_in_force(eid))
+            if self._database is not None:
+                await self._step_down_without(leaf)
             await self._sign()
         elif (end := succession.closing(leaf, self._shard.origin)) is not None:
             await self._succeed(end)
+
+    async def _step_down_without(self, leaf: bytes) -> None:
+        """The new log key may lie in another machine's folder: then only that one can sign from here on."""
+        if _rotated_to(leaf) in (None, self.keys.log.verifier.vkey()):
+            return
+        self._leading, self._asked_at = False, time.monotonic() + LOOK_S
+        await self._on_thread(lambda: self._opened.lead(self._name, 0.0))
+        raise LogError(f"the log's key was rotated on another machine; {_BRING}")
 
     async def _succeed(self, end: Closing) -> None:
         """The newest shard is closed: sign its end, begin the next one, and let the next key sign from now on."""
@@ -478,6 +491,17 @@ class Sequencer:
                 overlap_ms = self._sharding.overlap_ms if same else 0
                 self.keys = keyring.put_in_force(self._folder, what, _now_ms(), overlap_ms)
 
+    def _follow_keys(self) -> None:
+        """The leader of this folder, or a hand, put other keys there; or the leader is elsewhere and cannot."""
+        self.keys = keyring.load(self._folder, _now_ms())
+        receipt = keyring.waiting(self._folder, "receipt")
+        if receipt is None:
+            self._receipt_waits = None
+        elif self._receipt_waits is None:
+            self._receipt_waits = time.monotonic()
+        elif time.monotonic() > self._receipt_waits + LOOK_S:
+            self._settle_keys()
+
     def _settle_keys(self) -> None:
         """After a kill between a leaf and what follows from it: the log knows which keys are in force."""
         with contextlib.closing(open_reader(self._folder, self._database)) as reader:
@@ -497,12 +521,23 @@ class Sequencer:
             return
         self.keys = keyring.load(self._folder, _now_ms())
         try:
-            note.verify(note.parse(signed), [key.verifier for key in self.keys.signing])
+            parsed = note.parse(signed)
+            held = note.verify(parsed, [key.verifier for key in self.keys.signing])
+            if parsed.signatures[0] not in [one.signature for one in held]:  # the key in force signs first
+                raise ProofError("only a key that was rotated out is here")
         except (FormatError, ProofError) as error:
-            raise LogError(
-                f"{self._where} was signed by another key than this node's ({error}); "
-                "bring that node's keys: aimx node invite there, aimx node join here"
-            ) from error
+            raise LogError(f"{self._where} was signed by another key than this node's ({error}); {_BRING}") from error
+        self._refuse_a_rotation_elsewhere(_size_of(signed))
+
+    def _refuse_a_rotation_elsewhere(self, start: int) -> None:
+        """Whoever put a `key.rotated` into the log and had the key has signed it at once; these are not signed yet."""
+        newest = None
+        with contextlib.closing(open_reader(self._folder, self._database)) as reader:
+            for at in range(start, self.size, BATCH):
+                for leaf in reader.leaves(at, min(at + BATCH, self.size)):
+                    newest = _rotated_to(leaf.entry) or newest
+        if newest not in (None, self.keys.log.verifier.vkey()):
+            raise LogError(f"the log's key was rotated on another machine; {_BRING}")
 
     def _refuse_a_restored_copy(self) -> None:
         public = keyring.load_public(self._folder).logs
@@ -538,6 +573,7 @@ class Sequencer:
                 future.set_result(self.size)
 
 
+_BRING = "bring that node's keys: aimx node invite there, aimx node join --replace here"
 _OURS = (StoreError, LogError, OSError)
 _LEAVES = metrics.counter("aimx.audit.leaves")
 _SIZE = metrics.gauge("aimx.audit.size").labels()
@@ -550,6 +586,14 @@ def high_water(folder: Path) -> list[tuple[str, str]]:
         return [("the newest checkpoint this node has signed", (folder / HIGH_WATER).read_text(errors="replace"))]
     except FileNotFoundError:
         return []
+
+
+def _rotated_to(leaf: bytes) -> str | None:
+    """The log key that the leaf puts in force, if it is a `key.rotated` of the log's."""
+    if b'"ev":"key.rotated"' not in leaf:
+        return None
+    said = json.loads(leaf)
+    return str(said["new"]) if said["what"] == "log" else None
 
 
 def _opens(leaf: bytes, key: str) -> bool:

@@ -327,6 +327,26 @@ def test_a_node_with_keys_of_its_own_is_refused(fleet: Fleet) -> None:
     assert "--replace" in done.stderr, "keys are not lost by mistake"
 
 
+def test_a_key_rotated_on_one_machine_is_in_force_there_and_brought_to_the_other(fleet: Fleet) -> None:
+    """Whoever lacks the new key writes no more of the log: nothing is signed by a key that has no say."""
+    first, second = fleet.nodes
+    planner = fleet.agent("planner")
+    rotated = json.loads(second.aimx("audit", "rotate-key", "--json").stdout)
+    wait_until(lambda: (second.data / "audit.vkeys").read_text().startswith(rotated["new"]), 30)
+    wait_until(lambda: fleet.leader() in fleet.workers("n2").values(), 30)
+    send(first, planner, planner)
+    bundle = fleet.folder / "rotated.json"
+    second.aimx("node", "invite", str(bundle))
+    first.aimx("node", "join", str(bundle), "--replace")
+    for pid in fleet.workers("n2").values():
+        os.kill(pid, signal.SIGKILL)
+    send(first, planner, planner)
+    wait_until(lambda: fleet.leader() > 0, 30)
+    report = json.loads(first.aimx("audit", "verify", "--json").stdout)
+    assert report["ok"], report
+    wait_until(lambda: all(not gone(pid) for pid in fleet.workers("n2").values()), 30)
+
+
 def test_a_second_node_of_the_same_name_is_refused(fleet: Fleet) -> None:
     double = NodeProcess(fleet.folder / "double", 'node = "n1"\n', flags=("--database", fleet.url, "--workers", "2"))
     fleet.join(double)
