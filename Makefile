@@ -26,6 +26,7 @@ lint: $(VENV)/.installed
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m bench $(ARGS)
+	$(BIN)/python -m bench.scale $(ARGS)
 
 bench-tracing: $(VENV)/.installed
 	$(BIN)/python -m bench.tracing $(ARGS)

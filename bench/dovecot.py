@@ -32,6 +32,7 @@ userdb {{
   driver = passwd-file
   args = {folder}/users
 }}
+mail_max_userip_connections = 0
 service lmtp {{
   unix_listener {folder}/lmtp {{
     mode = 0666
@@ -53,7 +54,7 @@ class Dovecot:
     def __init__(self, folder: Path, accounts: Sequence[Account]) -> None:
         if not Path("/usr/lib/dovecot/lmtp").exists() or not Path("/usr/lib/dovecot/imap").exists():
             raise Unavailable("Dovecot is not installed; apt-get install dovecot-lmtpd dovecot-imapd")
-        self.folder, self._accounts = folder, accounts
+        self.folder, self.accounts = folder, accounts
         self.socket = folder / "lmtp"
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port = int(free.getsockname()[1])
@@ -68,6 +69,10 @@ class Dovecot:
             "".join(f"{a.name}:{{PLAIN}}x:{ids}::{folder}/mail/{a.name}::\n" for a in accounts)
         )
         (folder / "dovecot.conf").write_text(CONFIG.format(folder=folder, port=self.port))
+
+    @property
+    def imap(self) -> str:
+        return f"127.0.0.1:{self.port}"
 
     @property
     def version(self) -> str:
@@ -87,18 +92,12 @@ class Dovecot:
             self._process.terminate()
             self._process.wait(20)
 
-    def fill(self, name: str, count: int, message: bytes) -> None:
-        """Files of a Maildir, seen and in `cur`, as if they had been there before."""
-        box = self.folder / "mail" / name
-        for part in ("cur", "new", "tmp"):
-            (box / part).mkdir(parents=True, exist_ok=True)
-        for n in range(count):
-            (box / "cur" / f"{1_700_000_000 + n}.M{n}P1.bench,S={len(message)}:2,").write_bytes(message)
-        subprocess.run(["chown", "-R", f"{self._user.pw_uid}:{self._user.pw_gid}", str(box)], check=True)
-
     def delivered(self) -> int:
-        boxes = (self.folder / "mail" / a.name / "new" for a in self._accounts)
+        boxes = (self.folder / "mail" / a.name / "new" for a in self.accounts)
         return sum(len(os.listdir(new)) for new in boxes if new.exists())
+
+    def memory_kib(self) -> int:
+        return processes.memory_kib(self._process.pid)
 
     def cpu_s(self) -> float:
         return processes.cpu_s(self._process.pid)

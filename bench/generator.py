@@ -1,5 +1,6 @@
 """The compiled load generator (`bench/generator`, Go, standard library only): built once, run with a plan."""
 
+import itertools
 import json
 import subprocess
 from collections.abc import Iterator, Sequence
@@ -46,6 +47,7 @@ class Generator:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._files = itertools.count()
         self._binary = folder / "generator"
         try:
             subprocess.run(
@@ -60,20 +62,35 @@ class Generator:
         self, smtp: str, senders: Sequence[Account], recipients: Sequence[Account], *, count: int, **options: Any
     ) -> Result:
         """`options` are the generator's flags: mode, imap, ca, connections, size, rate, traceparent, workflow."""
-        command = [str(self._binary), "-smtp", smtp, "-count", str(count)]
-        for name, accounts in (("senders", senders), ("recipients", recipients)):
-            path = self._folder / f"{name}.json"
-            path.write_text(json.dumps([{"address": a.address, "password": a.password} for a in accounts]))
-            command += [f"-{name}", str(path)]
-        command += [
-            f"-{name}={str(value).lower() if isinstance(value, bool) else value}" for name, value in options.items()
-        ]
+        command = self._command(senders, recipients, {"smtp": smtp, "count": count, **options})
         done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=False)
         said = json.loads(done.stdout) if done.stdout else {"error": done.stderr}
         if done.returncode != 0:
             raise RuntimeError(f"the generator failed: {said.get('error')}")
         known = Result.__dataclass_fields__
         return Result(**{name: value for name, value in said.items() if name in known and value is not None})
+
+    @contextmanager
+    def held(self, imap: str, accounts: Sequence[Account], *, connections: int, **options: Any) -> Iterator[None]:
+        """So many IMAP sessions that wait in IDLE."""
+        command = self._command(
+            accounts, accounts, {"mode": "hold", "imap": imap, "connections": connections, **options}
+        )
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            if process.stdout.readline() != "held\n":
+                raise RuntimeError("not all sessions could be opened")
+            yield
+            process.communicate()
+
+    def _command(self, senders: Sequence[Account], recipients: Sequence[Account], options: dict[str, Any]) -> list[str]:
+        command = [str(self._binary)]
+        for name, accounts in (("senders", senders), ("recipients", recipients)):
+            path = self._folder / f"{name}-{next(self._files)}.json"
+            path.write_text(json.dumps([{"address": a.address, "password": a.password} for a in accounts]))
+            command += [f"-{name}", str(path)]
+        flags = {name: str(value).lower() if isinstance(value, bool) else value for name, value in options.items()}
+        return command + [f"-{name}={value}" for name, value in flags.items()]
 
     @contextmanager
     def sink(self) -> Iterator["Sink"]:

@@ -112,6 +112,10 @@ class AimxNode:
     def own_cpu_s(self) -> float:
         return processes.cpu_s(self.process.process.pid)
 
+    def memory_kib(self) -> int:
+        assert self.process.process is not None
+        return processes.memory_kib(self.process.process.pid)
+
     def remove(self) -> None:
         shutil.rmtree(self._folder, ignore_errors=True)
 

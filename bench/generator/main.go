@@ -1,10 +1,11 @@
 // Generator drives one mail server with kept connections and says how it answered, as one JSON object on stdout.
 //
-// `generator sink` is something else: an OTLP collector that keeps nothing. Otherwise there are three modes:
+// `generator sink` is something else: an OTLP collector that keeps nothing. Otherwise there are four modes:
 //
 //	load   N connections send COUNT messages in all, as fast as each is answered
 //	paced  the same at a fixed rate over all connections; latency then counts from when a message was due
 //	idle   paced, and for every recipient an IMAP session in IDLE that fetches each body as it is told of it
+//	hold   N IMAP sessions in IDLE, until stdin is closed
 //
 // It is written for servers that demand TLS and AUTH, which Postfix's smtp-source cannot do, and stays plain for those
 // that do not, so that one generator drives both sides of a comparison.
@@ -69,6 +70,13 @@ func main() {
 		fmt.Fprintln(os.Stderr, "generator:", err)
 		os.Exit(2)
 	}
+	if p.mode == "hold" {
+		if err := hold(p); err != nil {
+			fmt.Fprintln(os.Stderr, "generator:", err)
+			os.Exit(1)
+		}
+		return
+	}
 	r := run(p)
 	json.NewEncoder(os.Stdout).Encode(r)
 	if r.Error != "" {
@@ -79,7 +87,7 @@ func main() {
 func parse() (*plan, error) {
 	p := &plan{}
 	var ca, senders, recipients string
-	flag.StringVar(&p.mode, "mode", "load", "load, paced or idle")
+	flag.StringVar(&p.mode, "mode", "load", "load, paced, idle or hold")
 	flag.StringVar(&p.smtp, "smtp", "127.0.0.1:2465", "where to submit")
 	flag.StringVar(&p.imap, "imap", "127.0.0.1:2993", "where to read (idle)")
 	flag.StringVar(&ca, "ca", "", "trust this CA and speak TLS 1.3; without it everything is in the clear")
