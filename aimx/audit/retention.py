@@ -100,8 +100,8 @@ class Retention:
         walk, now = self._walks[name], self._clock()
         if now - walk.began >= AGAIN_S:
             walk.after, walk.began = None, now
-        holds = await self._store.holds()
         while page := await self._store.older(int((now - rule.keep) * 1000), walk.after, PAGE):
+            holds = await self._store.holds()  # for each page: a walk may be long, and a hold counts at once
             for record in page:
                 if not record.erased and matches(rule, record):
                     await self._end(name, rule, record, holds, tally)

@@ -261,13 +261,12 @@ class Dialogue:
             await wire.answer("end")
         elif data is not None and data.code == 354:
             return await self._content(recipients, message)
+        await self._reset()  # also after a no to DATA: some servers keep what came before it
         if not sender.ok:
-            await self._reset()
             raise Refused(sender, "mail")
         if any(taken):
             assert data is not None, "DATA follows where somebody was taken"
             raise Refused(data, "data")
-        await self._reset()
         return recipients
 
     async def _content(self, recipients: Sequence[Reply], message: AsyncIterator[bytes]) -> list[Reply]:

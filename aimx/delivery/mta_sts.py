@@ -4,6 +4,7 @@ A policy is fetched when the domain's DNS record names a new one, and kept for a
 restart it is fetched again. While it cannot be fetched the one we have goes on to count (§5.1).
 """
 
+import asyncio
 import logging
 import re
 import time
@@ -97,24 +98,33 @@ class Policies:
         """§3.3: by HTTPS only, with a good certificate, no redirects, small. The address is one that mail may go to."""
         host = f"mta-sts.{domain}"
         if self._client is None:
-            self._client = httpx.AsyncClient(verify=verified(self._ca), timeout=FETCH_WITHIN, trust_env=False)
+            # Nothing is kept: a connection was verified for one domain, and two may name the same address.
+            once = httpx.Limits(max_keepalive_connections=0)
+            self._client = httpx.AsyncClient(
+                verify=verified(self._ca), timeout=FETCH_WITHIN, trust_env=False, limits=once
+            )
         try:
-            address = (await self._resolver.addresses(host))[0]
-            url = httpx.URL(scheme="https", host=address, port=PORT, path="/.well-known/mta-sts.txt")
-            async with self._client.stream(
-                "GET", url, headers={"Host": host}, extensions={"sni_hostname": host}
-            ) as response:
-                if response.status_code != 200:
-                    return None
-                body = b""
-                async for piece in response.aiter_bytes():
-                    body += piece
-                    if len(body) > MAX_POLICY:
-                        return None
-        except (NoWay, httpx.HTTPError, OSError) as error:
+            async with asyncio.timeout(FETCH_WITHIN):
+                body = await self._ask(self._client, host)
+        except (NoWay, httpx.HTTPError, OSError) as error:  # also TimeoutError
             log.info("no MTA-STS policy", extra={"event": "mta_sts.failed", "error": type(error).__name__})
             return None
-        return parse(body.decode("utf-8", "replace"))
+        return None if body is None else parse(body.decode("utf-8", "replace"))
+
+    async def _ask(self, client: httpx.AsyncClient, host: str) -> bytes | None:
+        """The octets as they come, never unpacked: a little of gzip can be very much. None: no policy."""
+        address = (await self._resolver.addresses(host))[0]
+        url = httpx.URL(scheme="https", host=address, port=PORT, path="/.well-known/mta-sts.txt")
+        headers = {"Host": host, "Accept-Encoding": "identity"}
+        async with client.stream("GET", url, headers=headers, extensions={"sni_hostname": host}) as response:
+            if response.status_code != 200 or "Content-Encoding" in response.headers:
+                return None
+            body = b""
+            async for piece in response.aiter_raw():
+                body += piece
+                if len(body) > MAX_POLICY:
+                    return None
+        return body
 
     def _keep(self, domain: str, known: _Known) -> None:
         self._known[domain] = known

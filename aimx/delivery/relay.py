@@ -59,18 +59,19 @@ class Relay:
         await asyncio.gather(self._pool.close(), self._policies.close())
 
     async def _carry(self, parcel: Parcel, via: str, talk: Span) -> Result:
-        """Server by server. The last failure is what is said of all."""
+        """Server by server. The last failure is what is said of all; while one may come back it is not for ever."""
         self._prepare(parcel, via, talk)
         # Not for ever: the settings can be mended, or take a restart.
         result: Result = Later("no-way", "4.3.5", f"the node has no relay and no peer called {via!r}")
-        tries = 0
+        tries, hope = 0, False
         try:
             async with aclosing(self._servers(parcel, via)) as servers:
                 async for server in servers:
                     if isinstance(server, Later | Never):
-                        result = server
+                        result = result if hope and isinstance(server, Never) else server
+                        hope = hope or isinstance(server, Later)
                         continue
-                    tries += 1
+                    tries, hope = tries + 1, True
                     talk.set("server.address", server.host)
                     talk.set("server.port", server.port)
                     result = await hand_over(self._pool, server, parcel, talk, peer=via in self._peers)

@@ -28,7 +28,8 @@ class Reply(NamedTuple):
 
     @property
     def ok(self) -> bool:
-        return self.code < 400
+        """Done. A 3yz asks for more, and whoever has nothing more to say was not told yes."""
+        return self.code < 300
 
     @property
     def text(self) -> str:

@@ -7,6 +7,7 @@ from fastapi import APIRouter, Query
 from aimx.audit import erasure
 from aimx.sidecar import access
 from aimx.sidecar.access import Admin, Here
+from aimx.sidecar.context import SidecarContext
 from aimx.sidecar.describe import problems
 from aimx.sidecar.messages import MessageName
 from aimx.sidecar.models import SUBJECT, EraseRequest, Erasure, HoldKind, HoldRequest, Holds, LegalHold
@@ -53,10 +54,15 @@ async def list_holds(here: Here, caller: Admin) -> Holds:
     summary="Place a legal hold",
     description="Until it is released nothing that it covers can be erased.",
     operation_id="placeHold",
-    responses=problems("bad-request", "unauthenticated", "forbidden", "already-held", "invalid-request", "unavailable"),
+    responses=problems(
+        "bad-request", "unauthenticated", "forbidden", "not-found", "already-held", "invalid-request", "unavailable"
+    ),
 )
 async def place(here: Here, caller: Admin, asked: HoldRequest) -> LegalHold:
-    made = Hold(asked.kind, _subject(asked.kind, asked.subject), asked.reason, "admin", here.now_ms())
+    subject = _subject(here, asked.kind, asked.subject)
+    if asked.kind == "message":  # a hold on what is not there would protect nothing, and look as if it did
+        subject = (await access.message(here, caller, subject)).eid
+    made = Hold(asked.kind, subject, asked.reason, "admin", here.now_ms())
     try:
         await erasure.place_hold(here.store, made, node=here.settings.node)
     except AlreadyExists:
@@ -78,10 +84,14 @@ async def release(
         str, Query(pattern=SUBJECT, max_length=320, description="A message's id, a workflow, an address.")
     ],
 ) -> LegalHold:
-    found = await erasure.covering(here.store, kind, _subject(kind, subject))
+    found = await erasure.covering(here.store, kind, _subject(here, kind, subject))
     await erasure.release_hold(here.store, found, node=here.settings.node, by="admin")
     return LegalHold.of(found)
 
 
-def _subject(kind: str, subject: str) -> str:
-    return subject.lower() if kind == "agent" else subject
+def _subject(here: SidecarContext, kind: str, subject: str) -> str:
+    """As the store has it; an agent's name alone is one of the node's first domain."""
+    if kind != "agent":
+        return subject.strip()
+    name = subject.strip().lower()
+    return name if "@" in name else f"{name}@{here.settings.domains[0]}"

@@ -1,9 +1,11 @@
 """A domain's MTA-STS policy is fetched by HTTPS, kept as long as it says, and honoured (RFC 8461)."""
 
 import asyncio
+import gzip
 import ssl
+import tracemalloc
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from ipaddress import ip_network
 from pathlib import Path
 
@@ -113,6 +115,65 @@ async def test_a_certificate_of_somebody_else_is_not_believed(
         policies(certificates.ca, dict(ZONE)) as (known, _),
     ):
         assert await known.policy("b.example") is None
+
+
+async def test_a_connection_to_one_domain_proves_nothing_of_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever writes DNS answers for somebody else has a good certificate only of his own."""
+    own = Certificates(tmp_path / "own", ["mta-sts.evil.example"])
+    own.ensure()
+    text, asked = TEXT.format(mode="none", mx="x"), []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(asyncio.IncompleteReadError, OSError):
+            while question := await reader.readuntil(b"\r\n\r\n"):
+                asked.append(question)
+                writer.write(f"HTTP/1.1 200 OK\r\nContent-Length: {len(text)}\r\n\r\n{text}".encode())
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0, ssl=own.server_context())
+    monkeypatch.setattr(mta_sts, "PORT", server.sockets[0].getsockname()[1])
+    zone = {
+        **ZONE,
+        "_mta-sts.evil.example": {"TXT": ['"v=STSv1; id=1;"']},
+        "mta-sts.evil.example": {"A": ["127.0.0.1"]},
+    }
+    async with server, policies(own.ca, zone) as (known, _):
+        assert await known.policy("evil.example") is not None
+        assert await known.policy("b.example") is None
+        assert len(asked) == 1
+
+
+@pytest.mark.parametrize("body", ["bomb", "trickle"])
+async def test_a_policy_costs_little_memory_and_time(
+    certificates: Certificates, monkeypatch: pytest.MonkeyPatch, body: str
+) -> None:
+    monkeypatch.setattr(mta_sts, "FETCH_WITHIN", 0.5)
+    bomb = gzip.compress(TEXT.format(mode="none", mx="x").encode() + bytes(32 << 20))
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(OSError):
+            await reader.readuntil(b"\r\n\r\n")
+            head = "HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n" if body == "bomb" else "HTTP/1.1 200 OK\r\n"
+            writer.write(f"{head}Connection: close\r\n\r\n".encode())
+            if body == "bomb":
+                writer.write(bomb)
+            for _ in range(20 if body == "trickle" else 0):
+                writer.write(b"x")
+                await writer.drain()
+                await asyncio.sleep(0.1)
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0, ssl=certificates.server_context())
+    monkeypatch.setattr(mta_sts, "PORT", server.sockets[0].getsockname()[1])
+    async with server, policies(certificates.ca, dict(ZONE)) as (known, _), asyncio.timeout(5):
+        tracemalloc.start()
+        try:
+            assert await known.policy("b.example") is None
+            assert tracemalloc.get_traced_memory()[1] < 16 << 20
+        finally:
+            tracemalloc.stop()
 
 
 @pytest.mark.parametrize(

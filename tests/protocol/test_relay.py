@@ -346,6 +346,47 @@ async def test_a_store_that_cannot_serve_after_the_handing_over_sends_nothing_tw
         assert len(w.server.mails) == 1
 
 
+async def test_one_host_that_is_not_there_ends_nothing_while_another_may_come_back(tmp_path: Path) -> None:
+    zone: Zone = {**MX_B, "b.example": {"MX": ["10 mx.b.example.", "20 gone.example."]}}
+    server = MailServer(answers={"GREETING": "421 4.3.2 not now"})
+    async with world(tmp_path, server, zone) as w:
+        answer = await w.node.send("ada", "bob@b.example")
+        await until(lambda: deferred(w, answer))
+        server.answers.clear()
+        await server.until(1)
+
+
+@pytest.mark.parametrize("extensions", [("PIPELINING",), ()])
+async def test_a_no_to_data_leaves_the_connection_good_for_the_next_mail(
+    tmp_path: Path, extensions: tuple[str, ...]
+) -> None:
+    open_now = [False]
+
+    def once_only(_: str) -> str | None:  # as Postfix, which keeps the transaction when it refuses DATA
+        was, open_now[0] = open_now[0], True
+        return "503 5.5.1 nested MAIL" if was else None
+
+    def end(_: str) -> None:
+        open_now[0] = False
+
+    refusals = iter(["451 4.7.1 not now"])
+    answers = {"MAIL": once_only, "RSET": end, "END": end, "DATA": lambda _: next(refusals, None)}
+    server = MailServer(extensions, answers)
+    async with world(tmp_path, server) as w:
+        answer = await w.node.send("ada", "bob@b.example")
+        await server.until(1)
+        assert "message.bounced" not in [ev for ev, _ in await w.events(answer)]
+
+
+async def test_only_a_yes_at_the_end_is_a_yes(tmp_path: Path) -> None:
+    strange = iter(["354 go on"])
+    server = MailServer(answers={"END": lambda _: next(strange, None)})
+    async with world(tmp_path, server) as w:
+        answer = await w.node.send("ada", "bob@b.example")
+        await until(lambda: deferred(w, answer))
+        await w.settled()
+
+
 async def test_other_answers_than_smtp_are_survived(tmp_path: Path) -> None:
     times = iter(["HTTP/1.1 400 Bad Request", "250-" + "x" * 5000, "220-a\n221 b"])
     server = MailServer(answers={"GREETING": lambda _: next(times, None)})

@@ -648,6 +648,17 @@ async def test_an_admin_erases_a_message_and_its_parties_find_out(here: World, h
     assert (report["ok"], report["erased"]) == (True, 2)
 
 
+async def test_a_legal_hold_covers_what_it_names_or_is_refused(here: World, http: httpx.AsyncClient) -> None:
+    eid = await here.send(PLANNER, RESEARCHER)
+    asked = {"kind": "message", "subject": "01JD0000000000000000000000", "reason": "case 9"}
+    assert_problem(await http.post("/v1/audit/holds", json=asked), "not-found")
+    for kind, subject, covers in (("message", f" {eid}", eid), ("agent", "Researcher", RESEARCHER)):
+        placed = await http.post("/v1/audit/holds", json={"kind": kind, "subject": subject, "reason": "case 9"})
+        assert (placed.status_code, placed.json()["subject"]) == (201, covers)
+        assert_problem(await http.post(f"/v1/messages/{eid}/erasure", json={"reason": "asked for"}), "held")
+        await http.delete(f"/v1/audit/holds?kind={kind}&subject={covers}")
+
+
 async def test_a_legal_hold_is_the_admin_s_and_forbids_erasure(here: World, http: httpx.AsyncClient) -> None:
     eid = await here.send(PLANNER, RESEARCHER)
     asked = {"kind": "agent", "subject": RESEARCHER.upper(), "reason": "case 7"}

@@ -92,6 +92,22 @@ async def test_a_rule_with_a_mailbox_only_empties_that(store: Store, inbox: Mail
     assert [event.row.ev for event in await store.events_of(eids[0])][-1:] == ["message.expunged"]
 
 
+async def test_a_hold_that_comes_in_the_middle_of_a_walk_counts(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aimx.audit.retention.PAGE", 1)
+    clock = Clock()
+    eids = [await put(store), await put(store)]
+    older, hold = store.older, Hold("message", eids[1], "case 9", "admin", T0)
+
+    async def held_meanwhile(before_ms: int, after: str | None, limit: int) -> object:
+        if after == eids[0]:
+            await store.hold(hold, [])
+        return await older(before_ms, after, limit)
+
+    monkeypatch.setattr(store, "older", held_meanwhile)
+    clock.now += 2 * DAY
+    assert await retention(store, clock, old=Keep(keep=DAY, mailbox="inbox")).once() == Tally(removed=1, held=1)
+
+
 async def test_a_walk_goes_on_where_it_was(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock()
     for _ in range(3):
