@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 JOBS   ?= auto
 
-.PHONY: demo test lint bench bench-tracing torture stack stack-secrets image-check clean
+.PHONY: demo test lint bench bench-tracing torture torture-nodes stack stack-secrets image-check clean
 
 # The stamp is newer than pyproject.toml exactly when what it asks for is installed.
 $(VENV)/.installed: pyproject.toml
@@ -31,8 +31,14 @@ bench: $(VENV)/.installed
 bench-tracing: $(VENV)/.installed
 	$(BIN)/python -m bench.tracing $(ARGS)
 
+# KILLS=500 CUTS=50 SEED=… : how long the crash runs go on, and with which dice. Some of it needs root, and says so.
 torture: $(VENV)/.installed
 	$(BIN)/python -m pytest -q -s -m torture tests/system $(ARGS)
+
+# Two nodes of two workers in network namespaces over one PostgreSQL, mixed load with faults: MINUTES=30 SEED=…
+torture-nodes: $(VENV)/.installed
+	MINUTES=$(or $(MINUTES),30) $(BIN)/python -m pytest -q -s -m torture \
+		tests/system/test_torture.py::test_two_nodes_of_two_workers_for_long $(ARGS)
 
 # A collector from source (Go), its check of otel-collector.yaml, and the tests that run it.
 build/otelcol/otelcol: dashboards/collector-build.yaml

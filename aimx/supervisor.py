@@ -279,9 +279,10 @@ class Parent:
     def _announce(self, first: bool) -> None:
         self._announced = True
         ready = Ready(**json.loads(self._workers[0].said))
-        announce(ready, self._settings.data / READY, self._settings.ready_file)
         if self._told is not None:
             self._told(ready, first)
+        # Last: who waits for that file then finds all the others.
+        announce(ready, self._settings.data / READY, self._settings.ready_file)
 
     def _stop(self) -> None:
         """Refuse what is new, ask the workers to end, wait, and kill who does not."""

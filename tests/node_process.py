@@ -27,8 +27,11 @@ from types import TracebackType
 from typing import Any, Self
 
 LISTENERS = ("smtp", "smtps", "imap", "imaps", "http")
-AIMX = [sys.executable, "-c", "import sys; from aimx.cli import main; sys.argv[0] = 'aimx'; main()"]
+LOOPBACK = "127.0.0.1"
+MAIN = "import sys; from aimx.cli import main; sys.argv[0] = 'aimx'; main()"
+AIMX = [sys.executable, "-c", MAIN]
 """The `aimx` command of the interpreter that runs the tests."""
+ROOT = Path(__file__).parents[1]
 START_S = 40.0
 STOP_S = 10.0
 """What a node promises: SIGTERM finishes what it holds and leaves within ten seconds."""
@@ -57,7 +60,13 @@ class NodeProcess:
     environ: Mapping[str, str] = field(default_factory=dict)
     flags: tuple[str, ...] = ()
     wrapper: tuple[str, ...] = ()
-    """A command to run the node under, such as a profiler."""
+    """A command to run the node under, such as a profiler or `nsenter`."""
+    prelude: str = ""
+    """A module to import before AIMX, such as `tests.shifted_clock`."""
+    host: str = LOOPBACK
+    """The address to listen at."""
+    patience_s: float = START_S
+    """How long it may take to start."""
     process: subprocess.Popen[bytes] | None = None
     ready: dict[str, str] = field(default_factory=dict)
 
@@ -66,6 +75,7 @@ class NodeProcess:
         self.data = self.folder / "data"
         self.toml = self.folder / "aimx.toml"
         self.log = self.folder / "node.log"
+        self.out = self.folder / "node.out"
         self.ready_file = self.folder / "ready.json"
         self.configure(self.config)
 
@@ -79,14 +89,15 @@ class NodeProcess:
         self.ready_file.unlink(missing_ok=True)
         with Appearance(self.ready_file) as appearance:
             process = self._spawn({name: self.endpoint(name) for name in LISTENERS} if same_ports else {})
-            if not appearance.wait(process.pid, START_S):
-                self._end(signal.SIGKILL, 5)
-                raise AssertionError(f"the node did not start:\n{self.tail()}")
+            if not appearance.wait(process.pid, self.patience_s):
+                self.kill()
+                raise AssertionError(f"the node did not start:\n{self.tail()}{self.out.read_text()[-1000:]}")
         self.ready = json.loads(self.ready_file.read_bytes())
         return self
 
     def start_and_kill(self, after_s: float) -> None:
         """Start it and kill it while it does so (or just after)."""
+        self.ready_file.unlink(missing_ok=True)
         process = self._spawn({})
         with suppress(subprocess.TimeoutExpired):
             process.wait(after_s)
@@ -94,14 +105,19 @@ class NodeProcess:
 
     def _spawn(self, doors: Mapping[str, tuple[str, int]]) -> subprocess.Popen[bytes]:
         assert self.process is None, "it runs already"
-        command = [*self.wrapper, *AIMX, "serve", "--data", str(self.data), "--config", str(self.toml)]
+        program = [sys.executable, "-c", f"import {self.prelude}; {MAIN}"] if self.prelude else AIMX
+        command = [*self.wrapper, *program, "serve", "--data", str(self.data), "--config", str(self.toml)]
         command += ["--ready-file", str(self.ready_file), *self.flags]
         for name in LISTENERS:
-            host, port = doors.get(name, ("127.0.0.1", 0))
+            host, port = doors.get(name, (self.host, 0))
             command += [f"--{name}", f"{host}:{port}"]
-        with self.log.open("ab") as log, (self.folder / "node.out").open("ab") as out:
+        with self.log.open("ab") as log, self.out.open("ab") as out:
             self.process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=out, stderr=log, env=clean_environ(self.environ)
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=log,
+                env=clean_environ({**({"PYTHONPATH": str(ROOT)} if self.prelude else {}), **self.environ}),
             )
         return self.process
 
@@ -114,14 +130,25 @@ class NodeProcess:
         return took
 
     def kill(self) -> None:
-        """SIGKILL, as a crash does it."""
+        """SIGKILL to all its processes, as a crash of the machine does it."""
+        assert self.process is not None, "it does not run"
+        orphans = [os.pidfd_open(pid) for pid in self.workers()]
         self._end(signal.SIGKILL, 5)
+        for orphan in orphans:
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(orphan, signal.SIGKILL)
+            assert select.select([orphan], [], [], 5)[0], "a killed worker is still there"
+            os.close(orphan)
+
+    def workers(self) -> list[int]:
+        """Processes that the node's first one has made."""
+        assert self.process is not None, "it does not run"
+        return children(self.process.pid)
 
     def freeze(self) -> None:
         """SIGSTOP; from its return on, not one more instruction of the node is carried out. Only `kill` ends that."""
         assert self.process is not None, "it does not run"
-        self.process.send_signal(signal.SIGSTOP)
-        os.waitpid(self.process.pid, os.WUNTRACED)
+        freeze(self.process.pid)
 
     def restart(self, *, same_ports: bool = False) -> Self:
         self.stop()
@@ -178,7 +205,9 @@ class NodeProcess:
 
     def tls(self) -> ssl.SSLContext:
         """What a careful client uses: the node's own CA and no other."""
-        return ssl.create_default_context(cafile=self.ready["ca"])
+        context = ssl.create_default_context(cafile=self.ready["ca"])
+        context.check_hostname = self.host == LOOPBACK  # certificates name domains and loopback
+        return context
 
     @contextmanager
     def smtp(self, account: Account | None = None) -> Iterator[smtplib.SMTP_SSL]:
@@ -228,6 +257,31 @@ class NodeProcess:
         """Processor seconds that the process has used, user and system."""
         assert self.process is not None
         return cpu_seconds(self.process.pid)
+
+
+def children(pid: int) -> list[int]:
+    try:
+        return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []
+
+
+def freeze(pid: int) -> None:
+    """SIGSTOP to a process and then, for it makes no more, to those it made. Returns when all stand still."""
+    _stop(pid)
+    for each in children(pid):
+        _stop(each)
+
+
+def _stop(pid: int) -> None:
+    with suppress(ProcessLookupError, FileNotFoundError):
+        os.kill(pid, signal.SIGSTOP)
+        while not all(_state(task) in "TZX" for task in Path(f"/proc/{pid}/task").iterdir()):
+            time.sleep(0.001)
+
+
+def _state(task: Path) -> str:
+    return (task / "stat").read_text().rpartition(")")[2].split()[0]
 
 
 def cpu_seconds(pid: int) -> float:

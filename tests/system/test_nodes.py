@@ -113,7 +113,7 @@ def refuses(node: NodeProcess) -> bool:
 @contextmanager
 def load(nodes: list[NodeProcess], senders: list[Account], readers: list[Account]) -> Iterator[Book]:
     """Clients that submit at each node and go on through whatever happens; at the end every promise was kept."""
-    book, doors = Book(), [Door(node, patient=True) for node in nodes]
+    book, doors = Book(), [Door(node) for node in nodes]
     threads = [
         Submitter(f"{node.folder.name}-{at}-{next(_numbers)}", door, who, readers, book, at)
         for node, door in zip(nodes, doors, strict=True)
