@@ -14,7 +14,6 @@ import pwd
 import select
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import threading
@@ -31,6 +30,7 @@ import psycopg
 import pytest
 
 from tests.node_process import children, freeze
+from tests.ports import free_port
 
 PATIENCE_S = 30.0
 SUPERUSER = "postgres"
@@ -83,8 +83,7 @@ class PostgresServer:
     process: subprocess.Popen[bytes] | None = None
 
     def __post_init__(self) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port: int = free.getsockname()[1]
+        self.port = free_port()
         self.folder = Path(tempfile.mkdtemp(prefix="aimx-postgres-"))
         self.data = (self.place or self.folder) / "pg"
 

@@ -522,7 +522,7 @@ class Sequencer:
         self.keys = keyring.load(self._folder, _now_ms())
         try:
             parsed = note.parse(signed)
-            held = note.verify(parsed, [key.verifier for key in self.keys.signing])
+            held = note.verify(parsed, self._own_verifiers())
             if parsed.signatures[0] not in [one.signature for one in held]:  # the key in force signs first
                 raise ProofError("only a key that was rotated out is here")
         except (FormatError, ProofError) as error:
@@ -536,8 +536,14 @@ class Sequencer:
             for at in range(start, self.size, BATCH):
                 for leaf in reader.leaves(at, min(at + BATCH, self.size)):
                     newest = _rotated_to(leaf.entry) or newest
-        if newest not in (None, self.keys.log.verifier.vkey()):
+        if newest is not None and newest not in [verifier.vkey() for verifier in self._own_verifiers()]:
             raise LogError(f"the log's key was rotated on another machine; {_BRING}")
+
+    def _own_verifiers(self) -> list[note.Verifier]:
+        """Also of the key that waits: who was killed may have used it, and not lived to put it in force."""
+        waiting = keyring.waiting(self._folder, "log")
+        following = [] if waiting is None else [waiting.key]
+        return [key.verifier for key in (*self.keys.signing, *following)]
 
     def _refuse_a_restored_copy(self) -> None:
         public = keyring.load_public(self._folder).logs

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.interop.programs import need
-from tests.system.test_peers import free_port
+from tests.ports import free_port
 
 CONFIG = """\
 base_dir = {folder}/run

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.system.test_peers import free_port
+from tests.ports import free_port
 
 MASTER = Path("/usr/lib/postfix/sbin/master")
 

@@ -14,9 +14,9 @@ import pytest
 from aimx.identity.certificate import Certificates
 from tests.interop.postfix import Postfix
 from tests.outside import name_server
+from tests.ports import free_port
 from tests.protocol.mail_node import MailNode, running
 from tests.protocol.test_relay import HERE, nothing_waits, until
-from tests.system.test_peers import free_port
 
 
 @asynccontextmanager

@@ -1,7 +1,6 @@
 """Two nodes that relay to each other: one trace, hops believed, and nobody else taken for a peer."""
 
 import asyncio
-import socket
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -15,13 +14,9 @@ from aimx.identity.certificate import Certificates
 from aimx.message.header import HeaderBlock
 from aimx.node import CannotStart
 from aimx.telemetry.context import hops
+from tests.ports import free_port
 from tests.protocol.mail_node import PORTS, MailNode, address, running
 from tests.protocol.test_relay import QUICK, until
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
 
 
 @dataclass

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import socket
 import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,16 +14,10 @@ import pytest
 from tests.interop.programs import need
 from tests.node_process import NodeProcess
 from tests.otlp_receiver import wait_until
+from tests.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 START_S = 40.0
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port: int = found.getsockname()[1]
-        return port
 
 
 def answers(url: str) -> bool:

@@ -15,7 +15,8 @@ import pytest
 
 from tests.node_process import clean_environ
 from tests.otlp_receiver import wait_until
-from tests.stack.servers import ROOT, free_port
+from tests.ports import free_port
+from tests.stack.servers import ROOT
 
 pytestmark = [pytest.mark.image, pytest.mark.timeout(600)]
 DOCKERFILE = (ROOT / "Dockerfile").read_text().replace("\\\n", " ")

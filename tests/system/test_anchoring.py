@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import socket
 import sqlite3
 import time
 from collections.abc import Callable
@@ -13,6 +12,7 @@ import pytest
 
 from aimx.tlog import checkpoint, note
 from tests.node_process import NodeProcess
+from tests.ports import free_port
 
 PATIENCE_S = 20.0
 
@@ -198,11 +198,6 @@ def test_requests_and_answers_go_by_mail_and_checkpoints_reach_a_mailbox_elsewhe
     assert (done.returncode, done.stdout.split("\n")[0]) == (3, "FORKED")
     done = node.aimx("audit", "check-mail", str(other), check=False)
     assert (done.returncode, done.stdout.split("\n")[0]) == (3, "ALTERED")
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
 
 
 def peered(folder: Path, name: str, other: str, ports: dict[str, int]) -> str:

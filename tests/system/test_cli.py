@@ -16,6 +16,7 @@ import pytest
 from google.protobuf import descriptor_pb2, struct_pb2
 
 from tests.node_process import AIMX, Account, NodeProcess, clean_environ
+from tests.otlp_receiver import wait_until
 
 NewAgent = Callable[..., Account]
 
@@ -464,10 +465,10 @@ def test_a_wrong_setting_in_file_or_environment_stops_the_start(tmp_path: Path) 
 
 def test_the_first_start_says_what_to_type_next(tmp_path: Path) -> None:
     with NodeProcess(tmp_path) as node:
-        out = (tmp_path / "node.out").read_text()
-        assert "aimx agent add" in out
-        assert "aimx send" in out
-        assert "aimx trace" in out
+        out = tmp_path / "node.out"  # which is written after the file that says that it is ready
+        wait_until(lambda: "aimx trace" in out.read_text(), 10)
+        assert "aimx agent add" in out.read_text()
+        assert "aimx send" in out.read_text()
         node.restart()
         assert (tmp_path / "node.out").read_text().count("aimx agent add critic") == 1
 

@@ -1,18 +1,13 @@
 """Two nodes, two processes, one collector: what agents on either say to each other is one trace without an orphan."""
 
 import json
-import socket
 from pathlib import Path
 
 import pytest
 
 from tests.node_process import NodeProcess
 from tests.otlp_receiver import OtlpReceiver, Received
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
+from tests.ports import free_port
 
 
 def config(folder: Path, name: str, other: str, ports: dict[str, int]) -> str:
