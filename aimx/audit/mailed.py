@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from email.message import Message
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from aimx.audit.log import LogError, Reader
 from aimx.tlog import checkpoint, tree
@@ -100,7 +100,7 @@ def _against_log(
 
 def _attached(path: Path, compared: Compared) -> Iterator[tuple[str, str]]:
     """Every part that may be a checkpoint, however a mail program has labelled it."""
-    for mail in _mails(path):
+    for mail in _mails(path, compared):
         compared.mails += 1
         name = str(mail.get("Message-ID", f"mail {compared.mails}"))
         for part in mail.walk():
@@ -114,15 +114,27 @@ def _attached(path: Path, compared: Compared) -> Iterator[tuple[str, str]]:
                 yield name, text
 
 
-def _mails(path: Path) -> Iterator[Message]:
+def _each(box: mailbox.Mailbox[Any], compared: Compared) -> Iterator[Message]:
+    """Anybody may write to the mailbox: a mail nested deeper than can be read must not hide the others."""
+    for key in box.iterkeys():
+        try:
+            found = box[key]
+        except RecursionError:
+            compared.mails += 1
+            compared.invalid.append(f"mail {compared.mails}: nested too deeply to be read")
+            continue
+        yield found
+
+
+def _mails(path: Path, compared: Compared) -> Iterator[Message]:
     try:
         if path.is_dir():
-            yield from mailbox.Maildir(path, create=False)
+            yield from _each(mailbox.Maildir(path, create=False), compared)
             return
         with path.open("rb") as file:
             is_mbox = file.read(5) == b"From "
         if is_mbox:
-            yield from mailbox.mbox(path, create=False)
+            yield from _each(mailbox.mbox(path, create=False), compared)
         else:
             yield Message() if path.stat().st_size == 0 else mailbox.mboxMessage(path.read_bytes())
     except (OSError, mailbox.Error) as error:

@@ -13,7 +13,7 @@ from aimx.cli.audit_erasure import erase, hold, holds, release
 from aimx.cli.audit_upkeep import drop_shard, restore_fork, rotate_key, shards
 from aimx.cli.failure import Failed
 from aimx.cli.folder import data_option, json_option, opened
-from aimx.cli.screen import print_json
+from aimx.cli.screen import harmless, print_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -357,7 +357,9 @@ def check_mail(mbox: Path, vkeys: Path | None, bundle: Path | None, alone: bool,
         click.echo(f"  read      {found.mails} mails, {found.count} different checkpoints")
         for origin, held in sizes.items():
             click.echo(f"  log       {origin}: {held[0]} to {held[-1]} leaves")
-        click.echo("".join(f"  WRONG     {text}\n" for text in found.contradictions + found.invalid), nl=False)
+        click.echo(
+            "".join(f"  WRONG     {harmless(text)}\n" for text in found.contradictions + found.invalid), nl=False
+        )
         click.echo("\n".join(found.evidence), nl=False)
     if found.contradictions or found.invalid:
         sys.exit(ALTERED)

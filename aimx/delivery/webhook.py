@@ -14,6 +14,7 @@ import json
 import ssl
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import cache
@@ -38,6 +39,8 @@ TYPE = "message.received"
 MAX_ANSWER = 64 * 1024
 MAX_WAIT = 86_400.0
 """Seconds of a `Retry-After` that are believed."""
+DRAIN_WITHIN = 1.0
+"""Seconds for the content of an answer, once its status is there."""
 MAX_ADDRESSES = 3
 CONNECTIONS = 20
 IDLE_FOR = 30.0
@@ -123,11 +126,7 @@ class Webhooks:
     ) -> Result:
         there, named = url.copy_with(host=address), {"sni_hostname": url.raw_host.decode()}
         async with client.stream("POST", there, headers=headers, content=body, extensions=named) as answer:
-            size = 0
-            async for piece in answer.aiter_raw():
-                size += len(piece)
-                if size > MAX_ANSWER:
-                    break
+            await _drain(answer)
         if answer.is_success:
             return Delivered(url.host, answer.status_code, answer.reason_phrase)
         return verdict.of_http(answer.status_code, url.host, retry_after(answer.headers.get("Retry-After")))
@@ -179,6 +178,18 @@ def _context(parcel: Parcel, request: Span) -> Context:
     return request.context._replace(tracestate=stored.tracestate if same else "", baggage="")  # type: ignore[union-attr]
 
 
+async def _drain(answer: httpx.Response) -> None:
+    """Read on for the connection's sake. What was decided stands in the status: a content that breaks off or does not
+    come makes no delivery undone, which would be one more."""
+    size = 0
+    with suppress(httpx.HTTPError, TimeoutError):
+        async with asyncio.timeout(DRAIN_WITHIN):
+            async for piece in answer.aiter_raw():
+                size += len(piece)
+                if size > MAX_ANSWER:
+                    break
+
+
 def _payload(content_type: str, data: bytes) -> dict[str, Any]:
     if codec_of(content_type) in ("json", "text", "msgpack"):
         try:
@@ -213,10 +224,10 @@ def retry_after(value: str | None) -> float:
     if value.strip().isascii() and value.strip().isdigit():
         return min(float(value.strip()[:9]), MAX_WAIT)
     try:
-        until = parsedate_to_datetime(value)
-    except ValueError:
+        until = parsedate_to_datetime(value).timestamp()
+    except (ValueError, OverflowError):
         return 0.0
-    return min(max(0.0, until.timestamp() - time.time()), MAX_WAIT)
+    return min(max(0.0, until - time.time()), MAX_WAIT)
 
 
 async def _secret(webhook: Webhook) -> str:

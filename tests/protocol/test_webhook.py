@@ -224,6 +224,26 @@ async def test_an_endless_answer_is_not_read(tmp_path: Path) -> None:
             assert (await events(node, answer))[-1][0] == "delivery.webhook"
 
 
+async def test_a_yes_whose_content_does_not_come_is_a_yes(tmp_path: Path) -> None:
+    posts = 0
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal posts
+        await reader.readuntil(b"\r\n\r\n")
+        posts += 1
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n")
+        await reader.read()
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    receiver = Receiver(port=server.sockets[0].getsockname()[1])
+    async with server, world(tmp_path, receiver, {"timeout": "3s"}) as node:
+        sent = await node.send("ada", "hook")
+        await settled(node)
+        assert [ev for ev, _ in await events(node, sent)] == ["message.accepted", "delivery.webhook"]
+        assert posts == 1
+
+
 async def test_a_message_that_is_too_large_is_not_posted(tmp_path: Path) -> None:
     with Receiver().listening() as receiver:
         async with world(tmp_path, receiver, {"max_body": 1000}) as node:
@@ -371,3 +391,5 @@ def test_how_long_to_wait_is_a_number_or_a_date() -> None:
     assert 50 < retry_after(formatdate(time.time() + 60, usegmt=True)) <= 60
     assert retry_after(formatdate(time.time() - 60, usegmt=True)) == 0
     assert [retry_after(value) for value in (None, "", "soon", "-5", "1e9", "²")] == [0] * 6
+    assert retry_after(f"Mon, 01 Jan {'9' * 20} 00:00:00 GMT") == 0
+    assert retry_after(f"Mon, 01 Jan 2020 00:00:00 +{'9' * 14}") == 0
