@@ -11,7 +11,7 @@ from aimx.identity.sender import header_refusal
 from aimx.intake import stamp
 from aimx.intake.arrival import Arrival, ref
 from aimx.intake.envelope import Envelope, Reply
-from aimx.message.header import HeaderBlock
+from aimx.message.header import HeaderBlock, bare
 from aimx.routing.table import Route
 from aimx.store.contract import EventRow
 from aimx.telemetry.span import Span
@@ -51,17 +51,20 @@ def check_sender(header: HeaderBlock, agent: str, domains: tuple[str, ...]) -> N
 def check_stranger(header: HeaderBlock, domains: Collection[str]) -> None:
     """Whoever is shown as one of ours has signed in as it: a stranger is not. Raises Refused."""
     for field in ("From", "Sender"):
-        for value in header.structured(field):
-            named = next((domain for domain in domains if _shows(value.lower(), domain)), None)
-            if named is not None:
+        # A reader may decode RFC 2047 words where none may stand, and drops comments between the parts of an address.
+        values = {*header.structured(field), *header.get_all(field)}
+        readings = {reading.lower() for value in values for reading in (value, bare(value))}
+        for domain in domains:
+            if any(_shows(reading, domain) for reading in readings):
                 raise Refused(
-                    Reply(550, "5.7.1", f"{field} names {named}, whose agents do not send from outside"), "sender"
+                    Reply(550, "5.7.1", f"{field} names {domain}, whose agents do not send from outside"), "sender"
                 )
 
 
 def _shows(value: str, domain: str) -> bool:
-    """Whether an address in this domain stands in the field, be it as a name."""
-    return re.search(rf"@\s*{re.escape(domain)}(?![\w.-]*\w)", value) is not None
+    """Whether an address in this domain stands in the field, be it as a name, with space as RFC 5322 §4.4 lets it."""
+    labels = r"\s*\.\s*".join(map(re.escape, domain.split(".")))
+    return re.search(rf"@\s*{labels}(?![\w.-]*\w)", value) is not None
 
 
 def by_route(route: Route, span: Span) -> Refused:

@@ -6,7 +6,7 @@ Strip-then-stamp is what makes them worth believing: whatever a reader finds und
 from collections.abc import Sequence
 
 from aimx.message import stamp
-from aimx.message.header import Field, HeaderBlock, decode_text
+from aimx.message.header import Field, HeaderBlock, bare, decode_text
 from aimx.telemetry.context import Context, Door, Hop, claimed, hop_line, is_context_header, write
 
 _OURS = frozenset({b"return-path", b"delivered-to", b"x-agent-id"})
@@ -95,24 +95,6 @@ def _is_our_verdict(field: Field, domains: Sequence[str]) -> bool:
 
 
 def _authserv_id(value: str) -> str:
-    """Who speaks in an Authentication-Results field (RFC 8601 §2.2): its first word, comments and quotes undone."""
-    plain: list[str] = []
-    depth, quoted, at = 0, False, 0
-    while at < len(value):
-        char = value[at]
-        at += 1
-        if char == "\\":
-            char = value[at : at + 1]
-            at += 1
-        elif char == '"' and not depth:
-            quoted = not quoted
-            continue
-        elif not quoted and char in "()":
-            depth = max(0, depth + (1 if char == "(" else -1))
-            char = " "
-        elif char == ";" and not depth and not quoted:
-            break
-        if not depth:
-            plain.append(char)
-    words = "".join(plain).split()
+    """Who speaks in an Authentication-Results field (RFC 8601 §2.2): its first word."""
+    words = bare(value).partition(";")[0].split()
     return words[0].lower().rstrip(".") if words else ""

@@ -171,6 +171,31 @@ def _without_nul(plain: str) -> str:
     return plain.replace("\0", "\ufffd") if "\0" in plain else plain
 
 
+def bare(value: str) -> str:
+    """A value with a grammar (RFC 5322 §3.2): each comment a space, quotes undone. Linear; ends however it was meant.
+
+    >>> bare('planner@(to whom it may concern)"fabric".local')
+    'planner@ fabric.local'
+    """
+    plain: list[str] = []
+    depth, quoted, at = 0, False, 0
+    while at < len(value):
+        char = value[at]
+        at += 1
+        if char == "\\":
+            char = value[at : at + 1]
+            at += 1
+        elif char == '"' and not depth:
+            quoted = not quoted
+            continue
+        elif not quoted and char in "()":
+            depth = max(0, depth + (1 if char == "(" else -1))
+            char = " "
+        if not depth:
+            plain.append(char)
+    return "".join(plain)
+
+
 def decode_text(value: bytes, charset: str = "utf-8") -> str:
     """Characters of bytes whose charset is claimed or guessed; never fails (RFC 6532 makes UTF-8 the guess)."""
     if charset == "utf-8":

@@ -87,6 +87,11 @@ async def test_what_is_taken_and_what_is_not(tmp_path: Path, commands: tuple[str
         '"ada@fabric.local" <x@b.example>',
         "Ada <ADA@Fabric.Local>",
         "x@b.example, ada @fabric.local",
+        "ada@(a comment)fabric.local",
+        "ada@fabric . local",
+        '"x (" <ada@((nested) too)fabric.local>',
+        "=?utf-8?q?ada=40fabric.local?= <x@b.example>",
+        "ada@=?utf-8?q?fabric.local?=",
     ],
 )
 async def test_nobody_outside_is_shown_as_one_of_ours(tmp_path: Path, sender: str) -> None:
