@@ -212,7 +212,7 @@ class Sequencer:
                     await self._beat_if_idle()
                     self._settle_flushes(flushes)
                 else:
-                    await self._follow()
+                    await self._follow(flushes)
             except Fenced:
                 log.warning("another sequencer works on this audit log; reading its state again")
                 self._asked_at, self._leading = 0.0, self._database is None
@@ -268,16 +268,19 @@ class Sequencer:
             await self._on_thread(lambda: self._opened.lead(self._name, 0.0))
             raise
 
-    async def _follow(self) -> None:
-        """Another one leads: say how far it is behind, and take its keys into use."""
+    async def _follow(self, flushes: int) -> None:
+        """Another one leads: say how far it is behind, and take its keys into use.
+
+        Settles the oldest `flushes`; what was asked for since may be newer than what is read here.
+        """
         oldest_ms = (await self._outbox.backlog()).outbox_oldest_ms
         age_s = 0.0 if oldest_ms is None else max(0.0, time.time() - oldest_ms / 1000)
         self._waiting_since = None if oldest_ms is None else time.monotonic() - age_s
         await self._on_thread(self._follow_keys)
-        if self._flushes and oldest_ms is None:
+        if flushes and oldest_ms is None:
             state = await self._on_thread(self._opened.reload)
             if state.signed is not None and _size_of(state.signed) == state.size:
-                self._settle_flushes()
+                self._settle_flushes(flushes)
 
     async def _drain(self) -> None:
         full = True
