@@ -2,7 +2,8 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
-JOBS   ?= auto
+# Half of the tests wait for something at any time.
+JOBS   ?= $(shell echo $$(($$(nproc) + 1)))
 
 .PHONY: demo test lint bench bench-tracing torture torture-nodes stack stack-secrets image-check clean
 

@@ -16,8 +16,19 @@ from aimx.failpoint import POINTS
 from tests.node_process import Account, NodeProcess, receipt_id
 
 RETRY = '[delivery]\nfirst_delay = "50ms"\nmax_delay = "100ms"\njitter = 0.0\nlease = "1s"\n'
-QUEUE = [name for name in POINTS if name.startswith(("claim.", "attempt."))]
-END = [name for name in POINTS if name.startswith("settle.")]
+SHORT = {"claim.committed", "attempt.begin", "settle.begin"}
+
+
+def points(*parts: str) -> list[object]:
+    return [
+        pytest.param(name, marks=() if name in SHORT else pytest.mark.torture)
+        for name in POINTS
+        if name.startswith(parts)
+    ]
+
+
+QUEUE = points("claim.", "attempt.")
+END = points("settle.")
 
 
 def send(node: NodeProcess, sender: Account, to: Account, number: int) -> str:

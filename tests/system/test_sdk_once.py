@@ -116,7 +116,12 @@ def test_the_command_line_sends_once_under_a_key(node: NodeProcess, account: Acc
 
 # ── crashes ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-ON_THE_WAY = [name for name in POINTS if name.startswith(("accept.", "store."))]
+SHORT = {"accept.committed", "store.commit"}
+ON_THE_WAY = [
+    pytest.param(name, marks=() if name in SHORT else pytest.mark.torture)
+    for name in POINTS
+    if name.startswith(("accept.", "store."))
+]
 
 
 @pytest.mark.parametrize("point", ON_THE_WAY)
