@@ -1,5 +1,6 @@
-"""The outermost layer of the application: HEAD, security headers, and the one place where our own failures end."""
+"""The outermost layer of the application: HEAD, bounded requests, security headers, and where our own failures end."""
 
+import asyncio
 import logging
 from typing import Any
 
@@ -7,8 +8,15 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from aimx.sidecar import problems
+from aimx.sidecar.problems import Problem
+from aimx.tlog.witness import MAX_REQUEST
 
 log = logging.getLogger("aimx.sidecar")
+
+MAX_BODY = MAX_REQUEST
+"""Octets of a request's content; the longest there is goes to a witness."""
+BODY_WITHIN = 20.0
+"""Seconds for all of it."""
 
 # No Strict-Transport-Security: it binds a host name, and on a laptop that name is localhost, which others use as well.
 HEADERS = {
@@ -47,13 +55,34 @@ class Edge:
             await send(message)
 
         try:
-            await self.app(scope, receive, answer)
+            await self.app(scope, _bounded(receive), answer)
         except Exception:
             # Our failure: whoever runs the node reads about it, the caller learns that it happened.
             log.exception("a request failed", extra={"path": scope["path"]})
             if started:
                 raise  # half an answer must not look whole: the connection is cut
             await problems.response("failed")(scope, receive, answer)
+
+
+def _bounded(receive: Receive) -> Receive:
+    """A request is read before it is known who asks: so what it says is short, and comes soon. Raises Problem."""
+    until, size, more = asyncio.get_running_loop().time() + BODY_WITHIN, 0, True
+
+    async def part() -> Message:
+        nonlocal size, more
+        if not more:
+            return await receive()  # whether the caller is still there
+        try:
+            async with asyncio.timeout_at(until):
+                message = await receive()
+        except TimeoutError:
+            raise Problem("bad-request", "The request did not end in time.") from None
+        size, more = size + len(message.get("body", b"")), message.get("more_body", False)
+        if size > MAX_BODY:
+            raise Problem("bad-request", f"A request has at most {MAX_BODY} octets of content.")
+        return message
+
+    return part
 
 
 def _add(message: Any) -> None:

@@ -13,7 +13,6 @@ from fastapi.responses import PlainTextResponse, Response
 from aimx.sidecar.access import Here
 from aimx.sidecar.describe import content, problems
 from aimx.sidecar.problems import Problem
-from aimx.tlog.witness import MAX_REQUEST
 
 router = APIRouter(tags=["witness"])
 
@@ -40,11 +39,7 @@ _NOT_KNOWN = "This node is no witness of that log. Its operator names logs under
 async def add_checkpoint(request: Request, here: Here) -> Response:
     if here.witness is None:
         raise Problem("not-found", _NOT_KNOWN)
-    body = b""
-    async for part in request.stream():
-        body += part
-        if len(body) > MAX_REQUEST:
-            raise Problem("bad-request", f"A request to a witness has at most {MAX_REQUEST} octets.")
+    body = await request.body()
     waiting: asyncio.Semaphore = request.app.state.witnessing
     if waiting.locked():
         raise Problem("busy")

@@ -7,7 +7,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from aimx.sidecar import connection
+from aimx.sidecar import connection, edge
 from aimx.sidecar.answer import MOST_WAITING
 from tests.protocol.mail_node import MailNode, running
 from tests.protocol.sidecar_world import PLANNER, RESEARCHER, TRACE, world
@@ -58,6 +58,31 @@ async def test_who_does_not_ask_is_let_go(tmp_path: Path, said: bytes, monkeypat
         reader, writer = await connect(node)
         writer.write(said)
         assert await left(reader) == b""
+        writer.close()
+
+
+@pytest.mark.parametrize("path", [b"/v1/audit/holds", b"/add-checkpoint"])
+async def test_a_body_without_end_is_not_kept(tmp_path: Path, path: bytes) -> None:
+    async with running(tmp_path) as node:
+        reader, writer = await connect(node)
+        head = b"POST %b HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n" % path
+        writer.write(head + b"Content-Length: 40000000\r\n\r\n")
+        for _ in range(4):
+            writer.write(b"[" * 25_000)
+            await writer.drain()
+        answer = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), PATIENCE)
+        assert answer.startswith((b"HTTP/1.1 400", b"HTTP/1.1 404"))
+        writer.close()
+
+
+async def test_who_does_not_end_what_he_asks_is_let_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "HEAD_WITHIN", 0.5)
+    monkeypatch.setattr(edge, "BODY_WITHIN", 0.5)
+    async with running(tmp_path) as node:
+        reader, writer = await connect(node)
+        writer.write(b"POST /v1/audit/holds HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n")
+        writer.write(b"Content-Length: 9\r\n\r\n{")
+        assert (await left(reader)).startswith(b"HTTP/1.1 400 ")
         writer.close()
 
 
