@@ -12,7 +12,7 @@ from grafana_foundation_sdk.builders import dashboard, heatmap, prometheus, stat
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models.dashboard import DashboardCursorSync, DataSourceRef
 
-from dashboards.slo import OBJECTIVES
+from dashboards.slo import EVENTS, OBJECTIVES
 
 FOLDER = Path(__file__).parent
 SOURCE = DataSourceRef(type_val="prometheus", uid="${datasource}")
@@ -277,9 +277,8 @@ AGENTS = Board(
                 "Events that have their span",
                 "Of messages: exported against the log. 1 is all.",
                 {
-                    "complete": "sum(rate(aimx_spans_events_total" + RATE + "))"
-                    ' / sum(rate(aimx_audit_leaves_total{event=~"message.accepted|delivery.mailbox|message.deferred'
-                    '|message.relayed"}' + RATE + "))"
+                    "complete": f"sum(rate(aimx_spans_events_total{{{EVENTS}}}{RATE}))"
+                    f" / sum(rate(aimx_audit_leaves_total{{{EVENTS}}}{RATE}))"
                 },
                 "percentunit",
             ),

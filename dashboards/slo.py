@@ -41,7 +41,8 @@ _PRESSURE = 'sum(rate(aimx_pressure_refusals_total{reason!~"agent|address"}[W]))
 _REPORTS = "delayed|delivered|relayed|expanded"  # asked for, or said on the way: nothing was given up
 _GIVEN_UP = f'sum(rate(aimx_bounces_total{{reason!~"{_REPORTS}"}}[W]))'
 _OUR_FAULT = f'sum(rate(aimx_bounces_total{{reason!~"{_REPORTS}|5[.][17][.].*"}}[W]))'
-_EVENTS = 'event=~"message.accepted|delivery.mailbox|message.deferred|message.relayed"'
+EVENTS = 'event=~"message.accepted|message.deferred|message.relayed|delivery.mailbox|delivery.webhook|delivery.lmtp"'
+"""Of messages, those that each have a span `audit append`: acceptance, and every way a delivery goes."""
 
 OBJECTIVES = (
     Objective(
@@ -89,10 +90,10 @@ OBJECTIVES = (
         "trace-completeness",
         "AimxTraceCompleteness",
         99.0,
-        f"clamp_min(sum(rate(aimx_audit_leaves_total{{{_EVENTS}}}[W]))"
-        f" - (sum(rate(aimx_spans_events_total{{{_EVENTS}}}[W])) or vector(0)), 0)"
+        f"clamp_min(sum(rate(aimx_audit_leaves_total{{{EVENTS}}}[W]))"
+        f" - (sum(rate(aimx_spans_events_total{{{EVENTS}}}[W])) or vector(0)), 0)"
         " and on() (sum(aimx_spans_exported_total) + sum(aimx_spans_dropped_total) > 0)",
-        f"sum(rate(aimx_audit_leaves_total{{{_EVENTS}}}[W]))",
+        f"sum(rate(aimx_audit_leaves_total{{{EVENTS}}}[W]))",
         "Of the events of messages in the log (from the database), those whose span a collector took, or that the"
         " sampler left out. Silent on a node that exports no traces.",
         "Events leave no trace",

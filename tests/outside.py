@@ -6,10 +6,12 @@ Real sockets and real protocols; only what they answer is written by hand. Real 
 import asyncio
 import re
 import ssl
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Thread
 
 import dns.flags
 import dns.message
@@ -130,6 +132,26 @@ class MailServer:
             yield self
         finally:
             server.close()
+
+    @contextmanager
+    def in_thread(self) -> Iterator["MailServer"]:
+        """`listening`, for a test that has no event loop."""
+        serving: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = Future()
+
+        async def serve() -> None:
+            ended = asyncio.Event()
+            async with self.listening():
+                serving.set_result((asyncio.get_running_loop(), ended))
+                await ended.wait()
+
+        thread = Thread(target=lambda: asyncio.run(serve()))
+        thread.start()
+        loop, ended = serving.result(10)
+        try:
+            yield self
+        finally:
+            loop.call_soon_threadsafe(ended.set)
+            thread.join(10)
 
     async def _client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1

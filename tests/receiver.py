@@ -1,12 +1,15 @@
 """Somebody's webhook: a real HTTP or HTTPS server on loopback that keeps what it gets and answers what a test wants."""
 
+import base64
 import ssl
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import NamedTuple
+
+SECRET = "whsec_" + base64.b64encode(b"\1" * 32).decode()
 
 
 class Got(NamedTuple):
@@ -26,6 +29,8 @@ class Receiver:
     port: int = 0
     silent: threading.Event = field(default_factory=threading.Event)
     """While it is set nothing is answered."""
+    work: Callable[[Got], None] = lambda got: None
+    """Done with each request before it is answered."""
 
     @contextmanager
     def listening(self, tls: ssl.SSLContext | None = None, host: str = "127.0.0.1") -> Iterator["Receiver"]:
@@ -36,12 +41,14 @@ class Receiver:
 
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
-                outer.got.append(Got(self.path, {k.lower(): v for k, v in self.headers.items()}, body))
+                got = Got(self.path, {k.lower(): v for k, v in self.headers.items()}, body)
+                outer.got.append(got)
                 if outer.silent.is_set():
                     self.close_connection = True
                     while outer.silent.is_set() and not outer._ended.wait(0.02):
                         pass
                     return
+                outer.work(got)
                 status, headers = outer.answers.pop(0) if outer.answers else (204, {})
                 self.send_response(status)
                 for name, value in headers.items():

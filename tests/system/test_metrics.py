@@ -7,13 +7,14 @@ import pytest
 
 from aimx.telemetry.catalogue import METRICS
 from aimx.telemetry.exposition import prometheus_label, prometheus_name
+from dashboards import slo
 from tests.node_process import NodeProcess
 from tests.otlp_receiver import OtlpReceiver, wait_until
 from tests.system.traffic import NAMES, busy_node, http, traffic
 
 NOT_HERE = {"aimx_audit_verify_failures_total"}
 """Nothing is wrong with this node's log; `tests/system/test_audit_watch.py` spoils one."""
-TOLD = ("message.accepted", "delivery.mailbox", "message.deferred")
+TOLD = slo.EVENTS.split('"')[1].split("|")
 
 
 def samples(text: str) -> dict[str, float]:

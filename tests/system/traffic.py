@@ -3,21 +3,24 @@
     with busy_node(folder, receiver.environ) as node:
         traffic(node)
 
-The node is a witness of its own log, posts its checkpoints to one of its agents, and relays to where nobody answers.
+The node is a witness of its own log, posts its checkpoints to one of its agents, relays to where nobody answers, and
+has a smarthost, an LMTP store and a webhook where somebody does.
 """
 
 import asyncio
 import smtplib
 import socket
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import httpx
 
 from aimx.store.sqlite import SqliteStore
 from tests.node_process import Account, NodeProcess
+from tests.outside import MailServer
 from tests.protocol.mail_node import PASSWORD, add_agent, address
+from tests.receiver import SECRET, Receiver
 
 NAMES = ("zelda", "yorick", "xenia", "walter")
 """Walter takes one message at a time; yorick is in a hurry."""
@@ -30,6 +33,17 @@ via = "nowhere"
 host = "127.0.0.1"
 port = {dead}
 tls = "none"
+[relay.up]
+host = "127.0.0.1"
+port = {up}
+tls = "none"
+[lmtp.old]
+host = "127.0.0.1"
+port = {lmtp}
+[webhook.crm]
+url = "http://localhost:{hook}/"
+secret = "{secret}"
+networks = ["127.0.0.0/8"]
 [delivery]
 first_delay = "200ms"
 max_delay = "400ms"
@@ -44,6 +58,18 @@ message_burst = {burst}
 name = "no-thanks"
 header = {{ X-Refuse = "*" }}
 refuse = "not today"
+[[route]]
+name = "upwards"
+recipient = "up@*"
+to = "relay:up"
+[[route]]
+name = "stored"
+recipient = "old@*"
+to = "lmtp:old"
+[[route]]
+name = "hooked"
+recipient = "hook@*"
+to = "webhook:crm"
 [audit]
 witness_every = "300ms"
 mail_every = "300ms"
@@ -62,13 +88,16 @@ ca = "{ca}"
 @contextmanager
 def busy_node(folder: Path, environ: Mapping[str, str]) -> Iterator[NodeProcess]:
     """Started three times: a witness and a log must each have a key before they can know each other's."""
-    with socket.socket() as dead:
+    with ExitStack() as outside, socket.socket() as dead:
         dead.bind(("127.0.0.1", 0))  # bound and never listening: whoever connects is refused
+        up, lmtp = (outside.enter_context(MailServer(lmtp=spoken).in_thread()) for spoken in (False, True))
+        hook = outside.enter_context(Receiver().listening())
+        ports = {"dead": dead.getsockname()[1], "up": up.port, "lmtp": lmtp.port, "hook": hook.port}
         node = NodeProcess(folder, environ=environ)
         with node:
             asyncio.run(_enlist(node.data))
             log = (node.data / "audit.vkeys").read_text().split()[0]
-        config = BASE.format(dead=dead.getsockname()[1], burst=BURST, log=log)
+        config = BASE.format(**ports, secret=SECRET, burst=BURST, log=log)
         node.configure(config)
         with node:
             witness = (node.data / "witness.vkey").read_text().strip()
@@ -106,7 +135,7 @@ def send(node: NodeProcess, sender: str, to: str, **headers: str) -> bool:
 
 
 def traffic(node: NodeProcess, turns: int = 1) -> None:
-    """Deliveries, answers, pickups, a loop, a retry, a bounce, refusals of each kind, repeats, haste, a bad sign-in."""
+    """Deliveries, answers, pickups, a loop, a retry, a bounce, refusals, all of each kind; repeats, haste, a bad sign-in."""
     for turn in range(turns):
         assert send(node, "zelda", address("xenia"), Message_ID=f"<ask{turn}@x>")
         assert send(node, "xenia", address("zelda"), In_Reply_To=f"<ask{turn}@x>")
@@ -117,6 +146,8 @@ def traffic(node: NodeProcess, turns: int = 1) -> None:
         send(node, "zelda", address("walter"))
         send(node, "zelda", address("walter"))  # waits: walter has one already; bounces after two seconds
         send(node, "zelda", "somebody@outside.example")
+        for taken in ("up", "old", "hook"):
+            assert send(node, "zelda", address(taken))
         loop(node, turn)
         with node.imap(who("xenia")) as client:
             client.fetch("1:*", "(BODY[])")
