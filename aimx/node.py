@@ -68,7 +68,7 @@ from aimx.sidecar.serving import serve as serve_http
 from aimx.smtp import server as smtp
 from aimx.smtp.budget import ByteBudget
 from aimx.smtp.session import Door
-from aimx.store.contract import SpanRef, Store, StoreError
+from aimx.store.contract import Store, StoreError
 from aimx.store.place import open_store
 from aimx.store.timed import timed
 from aimx.telemetry import metrics
@@ -440,8 +440,7 @@ class Node:
         log.info("rules reloaded: %d rules", len(settings.routes), extra={"event": "rules.reloaded"})
         if waiting:
             log.warning("changed too, but only a restart takes it over: %s", ", ".join(waiting))
-        root = os.urandom(24)
-        stamp = events.Stamp(self.settings.node, time.time_ns() // 1_000_000, SpanRef(root[:16], root[16:]), "admin")
+        stamp = events.Stamp(self.settings.node, time.time_ns() // 1_000_000, events.no_span(), "admin")
         changed = events.config_changed(stamp, what="rules.reloaded", by="admin", subject="route")
         try:
             await self._store.record([changed])

@@ -210,7 +210,7 @@ ACCEPTANCE = frozenset(("message.accepted", "message.appended"))
 
 
 class Stamp(NamedTuple):
-    """What every event has: node, time (Unix ms), span, and who caused it (an address, `admin`, None)."""
+    """What every event has: node, time (Unix ms), span, and who caused it (an address, `admin`, `aimx`, None)."""
 
     node: str
     t_ms: int

@@ -323,9 +323,9 @@ class Sequencer:
         end_ns = time.time_ns()
         # The outbox hands over leaves, which only commit to their spans; the rows know them.
         rows = await self._outbox.events_after(batch[0][0] - 1, MAX_LINKS)
-        # An administrator's command exports no span that could be linked to.
-        covered = [stored.row for stored in rows if stored.seq <= batch[-1][0] and stored.row.agent != "admin"]
-        links = [Context(row.trace_id, row.span_id, 1) for row in covered]
+        # Neither an administrator's command nor the node's own housekeeping exports a span that could be linked to.
+        rows = [one for one in rows if one.seq <= batch[-1][0] and one.row.agent not in ("admin", "aimx")]
+        links = [Context(one.row.trace_id, one.row.span_id, 1) for one in rows]
         span = self._tracer.start(
             "audit integrate",
             links=links,

@@ -2,7 +2,6 @@
 
 import asyncio
 import dataclasses
-import os
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +13,7 @@ from aimx.cli.folder import data_option, json_option, opened, ready
 from aimx.cli.screen import clock, print_json, print_table, size_of
 from aimx.config import Settings
 from aimx.sdk.account import VKEYS_FILE, Account, Door
-from aimx.store.contract import Agent, EventRow, NotFound, SpanRef, Store
+from aimx.store.contract import Agent, EventRow, NotFound, Store
 
 
 class Secret(NamedTuple):
@@ -259,11 +258,10 @@ def _credential(password: str, settings: Settings) -> Any:
 
 
 def _event(settings: Settings, what: str, subject: str, facts: dict[str, Any] | None = None) -> EventRow:
-    """The change's own event. It is a trace of one span: nothing else caused it."""
+    """The change's own event."""
     from aimx.audit import events
 
-    span = SpanRef(os.urandom(16), os.urandom(8))
-    stamp = events.Stamp(settings.node, _now(), span, "admin")
+    stamp = events.Stamp(settings.node, _now(), events.no_span(), "admin")
     return events.config_changed(stamp, what=what, by="admin", subject=subject, facts=facts)
 
 

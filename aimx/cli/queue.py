@@ -1,7 +1,6 @@
 """`aimx queue …`: what waits, straight on the node's store; a running node sees each change within a second."""
 
 import asyncio
-import os
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import asdict
@@ -14,7 +13,7 @@ from aimx.cli.failure import Failed
 from aimx.cli.folder import data_option, json_option, opened
 from aimx.cli.screen import clock, harmless, print_json, print_table, span_of
 from aimx.config import Settings
-from aimx.store.contract import EventRow, Pending, SpanRef, Store
+from aimx.store.contract import EventRow, Pending, Store
 
 PAGE = 500
 """Deliveries changed by one commit."""
@@ -199,7 +198,7 @@ async def _steer(settings: Settings, store: Store, what: What, ids: list[int]) -
 def _event(settings: Settings, now_ms: int, what: What, changed: list[Pending]) -> EventRow:
     from aimx.audit import events
 
-    stamp = events.Stamp(settings.node, now_ms, SpanRef(os.urandom(16), os.urandom(8)), "admin")
+    stamp = events.Stamp(settings.node, now_ms, events.no_span(), "admin")
     return events.queue_changed(
         stamp, what=what, by="admin", messages=[one.eid for one in changed], deliveries=[one.id for one in changed]
     )

@@ -1,7 +1,6 @@
 """`aimx schema …`: registered Protocol Buffers types."""
 
 import asyncio
-import os
 import time
 from pathlib import Path
 
@@ -10,7 +9,6 @@ import click
 from aimx.cli.folder import data_option, json_option, opened
 from aimx.cli.screen import print_json
 from aimx.message.payload import Descriptors
-from aimx.store.contract import SpanRef
 
 
 @click.group()
@@ -37,7 +35,7 @@ def add(file: Path, name: str | None, as_json: bool, data: Path) -> None:
     async def work() -> None:
         async with opened(data) as (settings, store):
             now = time.time_ns() // 1_000_000
-            stamp = events.Stamp(settings.node, now, SpanRef(os.urandom(16), os.urandom(8)), "admin")
+            stamp = events.Stamp(settings.node, now, events.no_span(), "admin")
             event = events.config_changed(stamp, what="schema.added", by="admin", subject=name)
             await store.add_schema(name, octets, now, [event])
 

@@ -5,7 +5,6 @@ once, so that every refusal becomes a reply, a span with status ERROR and an aud
 """
 
 import logging
-import os
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -43,7 +42,6 @@ from aimx.store.contract import (
     Outcome,
     Placed,
     Repeated,
-    SpanRef,
     Store,
     StoreError,
     Unavailable,
@@ -133,8 +131,7 @@ class Intake:
     async def _provide_postmaster(self, address: str) -> Reply | None:
         if await self._directory.agent(address) is not None:
             return Reply(550, "5.1.1", f"<{address}> is disabled")
-        root = os.urandom(24)
-        stamp = events.Stamp(self.settings.node, self.clock(), SpanRef(root[:16], root[16:]), "aimx")
+        stamp = events.Stamp(self.settings.node, self.clock(), events.no_span(), "aimx")
         try:
             await postmaster.provide(self._store, address, stamp)
         except StoreError as error:

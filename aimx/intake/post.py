@@ -12,7 +12,6 @@ nobody can be sent mail by a forged sender.
 import asyncio
 import contextlib
 import logging
-import os
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -49,7 +48,6 @@ from aimx.store.contract import (
     Expunged,
     MailboxKey,
     Row,
-    SpanRef,
     Store,
     StoreError,
 )
@@ -272,8 +270,7 @@ class Post:
         return events.config_changed(self._stamp(), what="agent.added", by="aimx", subject=self.address)
 
     def _stamp(self) -> events.Stamp:
-        root = os.urandom(24)
-        return events.Stamp(self._node, _now_ms(), SpanRef(root[:16], root[16:]))
+        return events.Stamp(self._node, _now_ms(), events.no_span(), "aimx")
 
 
 class MailWitness:

@@ -128,7 +128,7 @@ class EventRow:
     messages: tuple[str, ...] = ()
     """The messages' eids, where it is about several (one IMAP command). `events_of` finds it by each of them."""
     agent: str | None = None
-    """Who caused it, where that is an agent or `admin`."""
+    """Who caused it: an agent, `admin`, or `aimx` for what the node does of itself."""
     key: bytes | None = None
     """The 32 bytes that open the leaf's commitments."""
     detail: dict[str, Any] = field(default_factory=dict)

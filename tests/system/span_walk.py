@@ -89,7 +89,8 @@ def _is(relation: str, parent_id: str, parent: Received | None, foreign: Collect
         case Relation.CURRENT:
             return parent_id in foreign or (parent is not None and span_spec(parent.name) is None)
         case Relation.CREATION:
-            return parent_id in foreign or (parent is not None and _template(parent) in CREATORS)
+            # … or a span of the agent's own, when it is traced by something else than the SDK.
+            return parent_id in foreign or (parent is not None and _template(parent) in {*CREATORS, None})
         case _:
             return parent is not None and _template(parent) == relation
 

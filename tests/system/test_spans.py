@@ -1,16 +1,18 @@
-"""Every span that a real node and real agents export, walked by the catalogue.
+"""Every span that real nodes and real agents export, walked by the catalogue.
 
-`SCENARIOS` is what happens; each runs on one node, by SMTP and IMAP or by the SDK. One walk over all that the collector
-got fails on an orphan, a wrong parent, link, kind or time, on what the catalogue does not declare, and on an address or
-a subject that shows. What each scenario must have left is in its own test.
+`SCENARIOS` is what happens; each runs on one node, by SMTP and IMAP or by the SDK. A second node is its peer and its
+witness; beside them are somebody's smarthost, LMTP store and webhook. One walk over all that the collector got fails
+on an orphan, a wrong parent, link, kind or time, on what the catalogue does not declare, and on an address or a
+subject that shows. What each scenario must have left is in its own test.
 """
 
 import asyncio
+import json
 import smtplib
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from email import message_from_bytes
 from itertools import pairwise
@@ -22,13 +24,22 @@ import httpx
 import pytest
 from aiosmtpd.smtp import SMTP
 from aiosmtpd.smtp import Envelope as SmtpEnvelope
+from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.trace import SpanKind
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from aimx.store.sqlite import SqliteStore
 from aimx.telemetry.catalogue import SPANS, span_spec
 from tests.node_process import Account, NodeProcess, clean_environ
 from tests.otlp_receiver import OtlpReceiver, Received, wait_until
+from tests.outside import MailServer
 from tests.protocol.mail_node import PASSWORD, add_agent, address
+from tests.receiver import SECRET, Got, Receiver
 from tests.system.span_walk import faults
+from tests.system.test_peers import free_port
 
 ROOT = Path(__file__).parents[2]
 FAST = {"OTEL_BSP_SCHEDULE_DELAY": "100"}
@@ -36,15 +47,34 @@ TYPED = "00f067aa0ba902b7"
 """The span id of every traceparent that a scenario types by hand."""
 MEMBERS = [f"m{i:02}" for i in range(50)]
 NAMES = ["ada", "bob", "cleo", "w0", "w1", "w2", "s0", "s1", "s2", *MEMBERS]
-SECRETS = ["@fabric.local", "@outside.example", "SUBJECT-", "BODY-", PASSWORD]
+SECRETS = ["@fabric.local", "@outside.example", "@far.example", "SUBJECT-", "BODY-", PASSWORD]
 CONFIG = """
+listen.peer = "127.0.0.1:{near}"
 [relay]
 enabled = true
 via = "sink"
 [relay.sink]
 host = "127.0.0.1"
-port = {port}
+port = {sink}
 tls = "none"
+[peer.far]
+domains = ["far.example"]
+ca = {ca}
+host = "127.0.0.1"
+port = {far}
+[lmtp.old]
+host = "127.0.0.1"
+port = {lmtp}
+[webhook.crm]
+url = "http://localhost:{hook}/in"
+secret = "{secret}"
+networks = ["127.0.0.0/8"]
+[audit]
+witness_every = "300ms"
+[audit.witness.far]
+url = "{witness}"
+vkey = "{vkey}"
+ca = {ca}
 [delivery]
 first_delay = "50ms"
 max_delay = "400ms"
@@ -60,12 +90,33 @@ members = {members!r}
 name = "no-thanks"
 header = {{ X-Refuse = "*" }}
 refuse = "not today"
+[[route]]
+name = "stored"
+recipient = "old@*"
+to = "lmtp:old"
+[[route]]
+name = "hooked"
+recipient = "hook@*"
+to = "webhook:crm"
+"""
+FAR = """
+node = "far"
+listen.peer = "127.0.0.1:{far}"
+[domain."far.example"]
+[peer.near]
+domains = ["fabric.local"]
+ca = {ca}
+host = "127.0.0.1"
+port = {near}
+[audit.cosign.near]
+vkey = "{vkey}"
 """
 
 
 @dataclass(frozen=True)
 class World:
     node: NodeProcess
+    far: NodeProcess
     collector: OtlpReceiver
 
     def who(self, name: str) -> Account:
@@ -195,6 +246,38 @@ def relayed(world: World) -> None:
     wait_until(lambda: bool(world.named("relayed", "deliver relay")), 20)
 
 
+def stored(world: World) -> None:
+    world.send("ada", "old", "stored")
+    wait_until(lambda: bool(world.named("stored", "deliver lmtp")), 20)
+
+
+def hooked(world: World) -> None:
+    """The receiver answers by mail while it is asked, in a span of its own."""
+    world.send("ada", "hook", "hooked")
+    wait_until(lambda: len(world.named("hooked", "smtp receive")) == 2, 20)
+    wait_until(lambda: bool(world.named("hooked", "deliver webhook")), 20)
+
+
+def over_two_nodes(world: World) -> None:
+    """There and back; what answers knows nothing of traces."""
+    bob = world.far.add_agent("bob")
+    world.send("ada", bob.address, "far", Message_ID="<far@fabric.local>")
+    wait_until(lambda: world.far.bodies(bob) != [], 20)
+    with world.far.smtp(bob) as client:
+        said = "From: bob@far.example\r\nSubject: SUBJECT-re\r\nIn-Reply-To: <far@fabric.local>\r\n\r\nBODY-re\r\n"
+        client.sendmail(bob.address, [address("ada")], said)
+    wait_until(lambda: len(world.named("far", "deliver mailbox")) == 2, 20)
+
+
+def witnessed(world: World) -> None:
+    wait_until(lambda: bool(cosigned(world)), 20)
+
+
+def cosigned(world: World) -> list[Received]:
+    asked = [span for span in list(world.collector.spans) if span.name == "checkpoint witness"]
+    return [span for span in asked if span.attributes["aimx.audit.verdict"] == "cosigned"]
+
+
 def http(world: World) -> None:
     token = Path(world.node.ready["admin_token_file"]).read_text().strip()
     parent = {"traceparent": f"00-{trace_id('http')}-{TYPED}-01"}
@@ -231,6 +314,10 @@ SCENARIOS: list[Callable[[World], None]] = [
     loop_stopped,
     dry_run,
     relayed,
+    stored,
+    hooked,
+    over_two_nodes,
+    witnessed,
     http,
     agents,
 ]
@@ -273,18 +360,51 @@ async def enlist(data: Path) -> None:
     await store.close()
 
 
+def answering(node: NodeProcess, endpoint: str) -> Callable[[Got], None]:
+    """Somebody's webhook with OpenTelemetry in it: it continues the trace, and answers by plain mail."""
+    provider = TracerProvider(resource=Resource.create({"service.name": "agents"}))
+    provider.add_span_processor(SimpleSpanProcessor(OTLPSpanExporter(endpoint, insecure=True)))
+    tracer, w3c = provider.get_tracer("hook"), TraceContextTextMapPropagator()
+
+    def work(got: Got) -> None:
+        with tracer.start_as_current_span("POST /in", w3c.extract(got.headers), SpanKind.SERVER):
+            head: dict[str, str] = {"From": address("s2"), "Subject": "SUBJECT-hook"}
+            w3c.inject(head)
+            lines = "".join(f"{name}: {value}\r\n" for name, value in head.items())
+            with node.smtp(Account(address("s2"), PASSWORD)) as client:
+                client.sendmail(address("s2"), [address("ada")], f"{lines}\r\nBODY-hook\r\n")
+
+    return work
+
+
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    """All scenarios have run, the node has stopped, the collector has everything."""
-    with OtlpReceiver("grpc") as collector, smarthost() as port:
+    """All scenarios have run, the nodes have stopped, the collector has everything."""
+    folder = tmp_path_factory.mktemp("spans")
+    with ExitStack() as outside:
+        collector = outside.enter_context(OtlpReceiver("grpc"))
+        hook = outside.enter_context(Receiver().listening())
+        ports = {"near": free_port(), "far": free_port(), "hook": hook.port}
+        ports |= {"sink": outside.enter_context(smarthost())}
+        ports |= {"lmtp": outside.enter_context(MailServer(lmtp=True).in_thread()).port}
         environ = {**collector.environ, **FAST}
-        with NodeProcess(
-            tmp_path_factory.mktemp("spans"), CONFIG.format(port=port, members=MEMBERS), environ=environ
-        ) as node:
-            asyncio.run(enlist(node.data))
-            made = World(node, collector)
-            for scenario in SCENARIOS:
-                scenario(made)
+        near = NodeProcess(folder / "near", environ=environ)
+        far = NodeProcess(folder / "far", """node = "far"\n[domain."far.example"]\n""", environ)
+        with near:  # each has its keys then, for the other to be told
+            asyncio.run(enlist(near.data))
+        with far:
+            pass
+        log = (near.data / "audit.vkeys").read_text().split()[0]
+        far.configure(FAR.format(**ports, ca=json.dumps(near.ready["ca"]), vkey=log))
+        with far:
+            witness, ca = (far.data / "witness.vkey").read_text().strip(), json.dumps(far.ready["ca"])
+            away = {"witness": far.ready["http"], "vkey": witness, "ca": ca, "secret": SECRET}
+            near.configure(CONFIG.format(**ports, **away, members=MEMBERS))
+            with near:
+                hook.work = answering(near, collector.endpoint)
+                made = World(near, far, collector)
+                for scenario in SCENARIOS:
+                    scenario(made)
         yield made
 
 
@@ -429,6 +549,36 @@ def test_a_relayed_mail_is_a_dialogue_under_its_delivery(world: World) -> None:
     assert [name for name in mail if name.lower().startswith("aimx-") or name.lower() == "baggage"] == []
 
 
+def test_a_mail_for_a_store_is_a_dialogue_under_its_delivery(world: World) -> None:
+    (deliver,), (talk,) = world.named("stored", "deliver lmtp"), world.named("stored", "lmtp old")
+    assert (talk.parent_id, talk.attributes["smtp.response.status_code"]) == (deliver.span_id, 250)
+    assert deliver.attributes["aimx.outcome"] == "delivered"
+
+
+def test_a_webhook_goes_on_in_the_trace_and_so_does_what_it_sends(world: World) -> None:
+    (deliver,), (request,) = world.named("hooked", "deliver webhook"), world.named("hooked", "webhook crm")
+    assert (request.parent_id, request.attributes["http.response.status_code"]) == (deliver.span_id, 204)
+    (theirs,) = world.named("hooked", "POST /in")
+    assert theirs.parent_id == request.span_id
+    _, answer = world.named("hooked", "smtp receive")
+    assert answer.parent_id == theirs.span_id
+
+
+def test_two_nodes_are_one_trace_there_and_back(world: World) -> None:
+    receives = world.named("far", "smtp receive")
+    there, back = (world.named("far", f"relay {node}") for node in ("far", "near"))
+    assert len(there) == len(back) == 1
+    handed = {there[0].span_id, back[0].span_id}
+    assert handed <= {span.parent_id for span in receives}, "each reception hangs under the other's hand-over"
+    assert len(receives) == 4
+
+
+def test_each_hand_over_of_a_checkpoint_is_a_trace_of_its_own(world: World) -> None:
+    done = cosigned(world)
+    assert {(span.parent_id, span.attributes["aimx.audit.witness"]) for span in done} == {("", "far")}
+    assert {span.attributes["http.response.status_code"] for span in done} == {200}
+
+
 def test_an_http_request_continues_only_a_known_callers_trace(world: World) -> None:
     found = [span for span in world.collector.spans if span.name == "http getTrace"]
     known, stranger = sorted(found, key=lambda span: span.start_ns)
@@ -437,8 +587,7 @@ def test_an_http_request_continues_only_a_known_callers_trace(world: World) -> N
     assert [link.trace_id for link in stranger.links] == [trace_id("http")]
 
 
-def test_every_span_of_this_node_was_seen(world: World) -> None:
-    """What no scenario makes is named here, so that a new span needs one."""
+def test_every_span_of_the_catalogue_was_seen(world: World) -> None:
+    """A new one needs a scenario."""
     seen = {spec.name for span in world.collector.spans if (spec := span_spec(span.name)) is not None}
-    elsewhere = {"lmtp {name}", "webhook {name}", "checkpoint witness"}
-    assert {spec.name for spec in SPANS} - seen == elsewhere
+    assert {spec.name for spec in SPANS} == seen

@@ -135,7 +135,7 @@ def send(node: NodeProcess, sender: str, to: str, **headers: str) -> bool:
 
 
 def traffic(node: NodeProcess, turns: int = 1) -> None:
-    """Deliveries, answers, pickups, a loop, a retry, a bounce, refusals, all of each kind; repeats, haste, a bad sign-in."""
+    """Deliveries and refusals of each kind, answers, pickups, a loop, a retry, a bounce, repeats, haste, bad login."""
     for turn in range(turns):
         assert send(node, "zelda", address("xenia"), Message_ID=f"<ask{turn}@x>")
         assert send(node, "xenia", address("zelda"), In_Reply_To=f"<ask{turn}@x>")
