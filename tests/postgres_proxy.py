@@ -38,6 +38,7 @@ class Proxy:
                     self.cut = None
                     self.cuts += 1
                     answers.cancel()
+                    await asyncio.wait([answers])  # it may be reading
                 if cut == "before":
                     break
                 far_writer.write(data)

@@ -125,6 +125,7 @@ class PostgresServer:
             "shared_buffers": "64MB",
             "max_wal_size": "512MB",
             "logging_collector": "off",
+            "recovery_init_sync_method": "syncfs",  # after a crash not file by file: there are many databases
             **self.settings,
         }
         options = [word for name, value in given.items() for word in ("-c", f"{name}={value}")]
