@@ -9,6 +9,7 @@ import psycopg
 
 from aimx.audit.anchors import Rows, Run, SqlAnchors
 from aimx.audit.log import LogError
+from aimx.audit.postgres import said
 
 
 def install(url: str) -> None:
@@ -18,7 +19,7 @@ def install(url: str) -> None:
         with psycopg.connect(url, autocommit=True) as db:
             db.execute(schema.encode())
     except psycopg.Error as error:
-        raise LogError(f"the tables of anchors cannot be made: {error}") from error
+        raise LogError(f"the tables of anchors cannot be made: {said(error)}") from error
 
 
 class PostgresAnchors(SqlAnchors):
@@ -38,7 +39,7 @@ class PostgresAnchors(SqlAnchors):
                     db.execute("SET LOCAL synchronous_commit = on")
                     return work(lambda statement, values: _run(db, statement, values))
             except psycopg.Error as error:
-                raise LogError(f"the database of anchors cannot be used: {error}") from error
+                raise LogError(f"the database of anchors cannot be used: {said(error)}") from error
 
     def _connected(self) -> psycopg.Connection[tuple[Any, ...]]:
         if self._db is None or self._db.closed or self._db.broken:

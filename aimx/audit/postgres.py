@@ -151,7 +151,7 @@ class PostgresLog:
                 yield db
         except psycopg.Error as error:
             self._give_up()
-            raise LogError(f"the audit log's database cannot be used: {_said(error)}") from error
+            raise LogError(f"the audit log's database cannot be used: {said(error)}") from error
         except BaseException:
             self._give_up()
             raise
@@ -302,7 +302,7 @@ class _Line:
 
 
 def _unreadable(error: psycopg.Error) -> LogError:
-    return LogError(f"the audit log's database cannot be read: {_said(error)}")
+    return LogError(f"the audit log's database cannot be read: {said(error)}")
 
 
 @contextmanager
@@ -311,7 +311,7 @@ def _connected(url: str) -> Iterator[Connection]:
         with _connect(url) as db:
             yield db
     except psycopg.Error as error:
-        raise LogError(f"the audit log's database cannot be used: {_said(error)}") from error
+        raise LogError(f"the audit log's database cannot be used: {said(error)}") from error
 
 
 def _connect(url: str) -> Connection:
@@ -321,8 +321,10 @@ def _connect(url: str) -> Connection:
     return db
 
 
-def _said(error: psycopg.Error) -> str:
-    """One line, and never the password: libpq says host, user and reason."""
+def said(error: psycopg.Error) -> str:
+    """One line, and never the password: libpq says host, user and reason; of an address that it cannot read, all."""
+    if isinstance(error, psycopg.ProgrammingError) and error.sqlstate is None:
+        return "its address is no PostgreSQL URL; is what is special in the password percent-encoded?"
     return " ".join(str(error).split()) or type(error).__name__
 
 

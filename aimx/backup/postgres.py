@@ -10,6 +10,7 @@ from pathlib import Path
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+from aimx.audit.postgres import said
 from aimx.backup.manifest import DUMP, BackupError, sync
 from aimx.store.postgres.migration import OWNER
 
@@ -54,7 +55,7 @@ def _server(url: str) -> tuple[int, str | None]:
             ).fetchone()
             return db.info.server_version // 10_000, row[0] if row else None
     except psycopg.Error as error:
-        raise BackupError(f"the database cannot be reached: {str(error).splitlines()[0]}") from None
+        raise BackupError(f"the database cannot be reached: {said(error)}") from None
 
 
 def _program(name: str, major: int) -> str:

@@ -58,9 +58,16 @@ def migrate(url: str) -> None:
 
 
 def check(url: str) -> None:
-    """Raises Failed."""
-    if urlsplit(url).scheme not in ("postgresql", "postgres"):
-        raise Failed("a database is given as postgresql://USER@HOST/NAME")
+    """Before anything is made with it. Raises Failed."""
+    from psycopg import ProgrammingError
+    from psycopg.conninfo import conninfo_to_dict
+
+    try:
+        known = bool(conninfo_to_dict(url)) and urlsplit(url).scheme in ("postgresql", "postgres")
+    except (ProgrammingError, ValueError):  # their texts may hold the password
+        known = False
+    if not known:
+        raise Failed("a database is given by its URL, postgresql://USER:PASSWORD@HOST/NAME, percent-encoded")
 
 
 def make_log(url: str, *, owned: bool) -> None:
