@@ -37,6 +37,8 @@ from aimx.tlog.tree import leaf_hash
 
 TYPE = "message.received"
 MAX_ANSWER = 64 * 1024
+MAX_PHRASE = 500
+"""Characters of the phrase beside the status that are kept, as of an SMTP reply."""
 MAX_WAIT = 86_400.0
 """Seconds of a `Retry-After` that are believed."""
 DRAIN_WITHIN = 1.0
@@ -128,7 +130,7 @@ class Webhooks:
         async with client.stream("POST", there, headers=headers, content=body, extensions=named) as answer:
             await _drain(answer)
         if answer.is_success:
-            return Delivered(url.host, answer.status_code, answer.reason_phrase)
+            return Delivered(url.host, answer.status_code, answer.reason_phrase[:MAX_PHRASE])
         return verdict.of_http(answer.status_code, url.host, retry_after(answer.headers.get("Retry-After")))
 
     def _client(self, name: str, webhook: Webhook) -> httpx.AsyncClient:

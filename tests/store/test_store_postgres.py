@@ -292,6 +292,7 @@ async def test_text_from_the_wire_that_postgresql_cannot_hold_is_mail_all_the_sa
     assert record is not None
     assert (record.subject, record.message_id, record.workflow) == ("a\ufffdb\ufffdc",) * 3
     assert (await store.lineage(BOB, bad, [], None, bad)).replied is not None
+    assert await store.pending(bad, destination=bad) == []
 
 
 async def test_a_caller_that_leaves_leaves_nothing_half_done(node: Opening) -> None:

@@ -24,6 +24,7 @@ from aimx.store.postgres import acceptance, flags
 from aimx.store.postgres.acceptance import DELIVERED
 from aimx.store.postgres.connection import Db
 from aimx.store.postgres.events import record
+from aimx.store.postgres.text import storable
 from aimx.store.postgres.writer import Tx
 
 _DUE = """
@@ -305,9 +306,10 @@ FROM delivery d JOIN message m ON m.id = d.message
 async def pending(db: Db, eid: str | None, limit: int, after: int, destination: str | None) -> list[Pending]:
     only: dict[str, str] = {}
     if eid is not None:
-        only["d.message = (SELECT id FROM message WHERE eid = $3)"] = eid
+        only["d.message = (SELECT id FROM message WHERE eid = $3)"] = storable(eid)
     if destination is not None:
-        only[f"d.destination = ${len(only) + 3}" + (" AND d.destination <> ''" if destination else "")] = destination
+        named = f"d.destination = ${len(only) + 3}" + (" AND d.destination <> ''" if destination else "")
+        only[named] = storable(destination)
     where = " AND ".join(("d.id > $1", *only))
     found = await db.fetch(f"{_PENDING} WHERE {where} ORDER BY d.id LIMIT $2", after, limit, *only.values())
     return [Pending(*row) for row in found]
