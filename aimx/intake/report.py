@@ -95,7 +95,7 @@ class Reporter:
         if landing is None or eid is None:
             await self._store.settle(due, [bounced])
         else:
-            told = self._recipient(subject, "failed", result, now_ms)
+            told = self._recipient(subject, landing, "failed", result, now_ms)
             await self._send(eid, subject, landing, told, span, now_ms, Settled(due.id, bounced))
         BOUNCES.labels(result.reason).add()
 
@@ -115,7 +115,7 @@ class Reporter:
             landing = await self._landing(subject, kind)
             if landing is not None:
                 now_ms = _now()
-                told = self._recipient(subject, action, result, now_ms)
+                told = self._recipient(subject, landing, action, result, now_ms)
                 await self._send(identifier.new_eid(now_ms), subject, landing, told, span, now_ms, None)
                 BOUNCES.labels(action).add()
         except Exception:
@@ -185,7 +185,9 @@ class Reporter:
             return None
         return await self._store.read_body(subject.eid, 0, record.body_size)
 
-    def _recipient(self, subject: Subject, action: dsn.Action, result: Result, now_ms: int) -> dsn.Recipient:
+    def _recipient(
+        self, subject: Subject, landing: Landing, action: dsn.Action, result: Result, now_ms: int
+    ) -> dsn.Recipient:
         target = subject.target
         match result:
             case Delivered():
@@ -194,16 +196,21 @@ class Reporter:
                 status, said, text = result.status if action == "delayed" else EXPIRED, result.said, result.text
             case Never():
                 status, said, text = result.status, result.said, result.text
-        # The sender may never have heard of the member of a pool or list that a rule chose.
-        meant = "" if target.original == target.address else f"; you wrote to {target.original}"
+        address, host = target.address, result.host
+        if target.original != target.address:
+            if landing.transport == "mailbox" or landing.via in self._settings.peers:
+                # The sender may never have heard of the member of a pool or list that a rule chose.
+                text += f"; you wrote to {target.original}"
+            else:  # RFC 3464 §4.2: nor is it for everybody to hear who stands behind an address
+                address, host, said, text = target.original, "", "", _PLAINLY[action]
         return dsn.Recipient(
-            address=target.address,
+            address=address,
             original=target.options.get("orcpt"),
             action=action,
             status=status,
-            reason=text + meant,
+            reason=text,
             diagnostic=said or None,
-            remote=result.host or None,
+            remote=host or None,
             last_attempt_ms=now_ms,
             attempts=subject.attempt,
             will_retry_until_ms=target.deadline_ms if action == "delayed" else None,
@@ -211,6 +218,8 @@ class Reporter:
 
 
 _PLAINLY: dict[dsn.Action, str] = {
+    "failed": "it could not be handed on from there",
+    "delayed": "it has not been handed on from there yet",
     "delivered": "it was delivered",
     "relayed": "it was handed to a server that sends no reports, so nothing more will be heard of it",
 }

@@ -176,6 +176,20 @@ async def test_what_fails_later_is_told_to_the_stranger(tmp_path: Path) -> None:
             await until(lambda: nothing_waits(node))
 
 
+async def test_a_report_to_a_stranger_names_whom_he_wrote_to_and_no_member(tmp_path: Path) -> None:
+    async with MailServer().listening() as server, name_server(HERE) as (_, dns):
+        relay = {"port": server.port, "nameservers": [dns], "allow_networks": ["127.0.0.0/8"]}
+        async with world(tmp_path, relay=relay, delivery=QUICK, list={"crew": {"members": ["ada"]}}) as node:
+            async with outside(node) as smtp:
+                await smtp.sendmail(
+                    BOB, ["crew@fabric.local"], letter().replace(b"ada@", b"crew@"), rcpt_options=["NOTIFY=SUCCESS"]
+                )
+            (report,) = await server.until(1)
+            assert b"Final-Recipient: rfc822; crew@fabric.local\r\n" in report.data
+            assert b"ada@" not in report.data
+            await until(lambda: nothing_waits(node))
+
+
 # ── postmaster (RFC 5321 §4.5.1) ─────────────────────────────────────────────────────────────────────────────────────
 
 
