@@ -4,6 +4,7 @@ Any number of processes may hold a writer. Each append locks the newest shard's 
 writer knows, and swaps it; whoever comes second is fenced off.
 """
 
+import re
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -323,7 +324,8 @@ def _connect(url: str) -> Connection:
 
 def said(error: psycopg.Error) -> str:
     """One line, and never the password: libpq says host, user and reason; of an address that it cannot read, all."""
-    if isinstance(error, psycopg.ProgrammingError) and error.sqlstate is None:
+    unread = isinstance(error, psycopg.ProgrammingError) and error.sqlstate is None
+    if unread or re.search(r"host '[^']*@", str(error)):  # a password's "@" makes its rest a part of the host
         return "its address is no PostgreSQL URL; is what is special in the password percent-encoded?"
     return " ".join(str(error).split()) or type(error).__name__
 

@@ -63,7 +63,8 @@ def check(url: str) -> None:
     from psycopg.conninfo import conninfo_to_dict
 
     try:
-        known = bool(conninfo_to_dict(url)) and urlsplit(url).scheme in ("postgresql", "postgres")
+        host = str(conninfo_to_dict(url).get("host", ""))
+        known = "@" not in host and urlsplit(url).scheme in ("postgresql", "postgres")
     except (ProgrammingError, ValueError):  # their texts may hold the password
         known = False
     if not known:

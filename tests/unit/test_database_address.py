@@ -18,6 +18,7 @@ from aimx.cli.failure import Failed
         "postgresql://u:s3cr%et@127.0.0.1:1/x",
         "postgresql://u:s3cr et@127.0.0.1:1/x",
         "postgresql://u:s3cret@[::1/x",
+        "postgresql://u:x@s3cret@127.0.0.1:1/x",
     ],
 )
 @pytest.mark.parametrize("use", [postgres.install, anchors_postgres.install, backup.check_empty, check])
