@@ -1,7 +1,8 @@
 """Ports for what must be told its own or another's port before it is started.
 
 They lie below the range from which the kernel gives ports to connections and to whoever binds 0 (Linux: 32768 and up),
-so that nobody takes one in between; each test process draws from a part of its own.
+so that nobody takes one in between; each test process draws from a part of its own, and two runs
+of the tests at once begin at different places of it.
 """
 
 import itertools
@@ -10,7 +11,7 @@ import socket
 
 FIRST, EACH = 20_000, 1_500
 _worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
-_numbers = itertools.cycle(range(FIRST + _worker % 8 * EACH, FIRST + (_worker % 8 + 1) * EACH))
+_numbers = (FIRST + _worker % 8 * EACH + n % EACH for n in itertools.count(os.getpid()))
 
 
 def free_port() -> int:

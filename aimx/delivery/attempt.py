@@ -1,22 +1,14 @@
-"""What one attempt says of itself, whoever made it: the accepting commit or the queue. One event, one span's end."""
+"""What the log says of one attempt, whoever made it: the accepting commit or the queue."""
 
 import time
 from collections.abc import Mapping
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 from aimx.audit import events
-from aimx.delivery.transport import Delivered, Later, Never, Result
-from aimx.store.contract import Buffered, EventRow, Placed, SpanRef, Target, Tried
-from aimx.telemetry import metrics
-from aimx.telemetry.span import Facts, Span
+from aimx.delivery.transport import Delivered, Result
+from aimx.store.contract import Buffered, Due, EventRow, SpanRef, Target, Tried
+from aimx.telemetry.span import Span
 from aimx.tlog.leaf import new_key
-from aimx.tlog.tree import leaf_hash
-
-DELIVERIES = metrics.counter("aimx.deliveries")
-DURATION = metrics.histogram("aimx.delivery.duration")
-ATTEMPTS = metrics.histogram("aimx.delivery.attempts")
-TOLD = metrics.counter("aimx.spans.events")
 
 DEPARTED = {"relay": events.message_relayed, "webhook": events.delivery_webhook, "lmtp": events.delivery_lmtp}
 """The event of a delivery that left the node, by transport."""
@@ -37,20 +29,19 @@ class Attempt(NamedTuple):
     """When the next attempt will be, if this one fails; None: there will be none."""
     span: SpanRef
 
-
-@lru_cache(1024)
-def attributes(queue: str, number: int, waited_ms: int = 0) -> Facts:
-    """Of a `deliver` span, at its start."""
-    return Facts(
-        {
-            "messaging.system": "aimx",
-            "messaging.operation.name": "deliver",
-            "messaging.operation.type": "process",
-            "messaging.destination.name": queue,
-            "aimx.delivery.attempt": number,
-            "aimx.queue.wait": waited_ms / 1000,
-        }
-    )
+    @classmethod
+    def of(cls, due: Due, span: Span, now_ms: int, final: bool) -> "Attempt":
+        """The queue's; `final`: there will be no other."""
+        return cls(
+            eid=due.eid,
+            key=due.key,
+            agent=due.sender or None,
+            number=due.attempt,
+            now_ms=now_ms,
+            created_ms=due.created_ms,
+            next_ms=None if final else due.next_ms,
+            span=SpanRef(span.trace_id, span.span_id),
+        )
 
 
 def event(node: str, attempt: Attempt, outcome: Tried) -> EventRow:
@@ -124,59 +115,3 @@ def _said(node: str, attempt: Attempt, target: Target) -> tuple[events.Stamp, by
     }
     # A message erased while it waited has no key: its last events get one that nobody keeps with it.
     return events.Stamp(node, t_ms, attempt.span, attempt.agent), attempt.key or new_key(), facts
-
-
-def appended(span: Span, row: EventRow, start_ns: int, end_ns: int | None = None, error: str | None = None) -> None:
-    """An event's own span under what caused it: from its leaf to the commit that made it durable, or did not."""
-    if not span.recorded:
-        if span.tracer.exporting:
-            TOLD.labels(row.ev, "unsampled").add()
-        return
-    append = span.child("audit append", attributes=_audited(row.ev), start_ns=start_ns)
-    append.set("aimx.audit.leaf", leaf_hash(row.leaf)[:8].hex())  # enough of it to find it in the log
-    if error is not None:
-        append.error(error)
-    append.end(end_ns)
-
-
-_audited = lru_cache(lambda ev: Facts({"aimx.audit.event": ev}))
-
-
-def end(span: Span, attempt: Attempt, outcome: Tried, row: EventRow) -> None:
-    """Close the `deliver` span of a mailbox's attempt, with the spans of the commit under it. `row`: its event."""
-    if isinstance(outcome, Placed):
-        if span.recorded:
-            span.child("mailbox append", attributes={"aimx.mailbox.uid": outcome.uid}, start_ns=span.start_ns).end()
-        _finish(span, attempt, outcome.target.transport, "delivered", row)
-    else:
-        span.error(outcome.reason)
-        _finish(span, attempt, outcome.target.transport, "deferred", row)
-
-
-def finish(span: Span, attempt: Attempt, target: Target, result: Result, row: EventRow | None) -> None:
-    """The same where it left the node. `row`: the event; None where the queue is to give up."""
-    match result:
-        case Delivered():
-            said = "delivered"
-        case Later():
-            said = "deferred"
-            span.error(result.reason)
-        case Never():
-            said = "failed"
-            span.error(result.reason)
-    _finish(span, attempt, target.transport, said, row)
-
-
-def _finish(span: Span, attempt: Attempt, transport: str, said: str, row: EventRow | None) -> None:
-    now_ns = time.time_ns()
-    if said == "delivered":
-        DURATION.labels(transport).record(max(0, now_ns // 1_000_000 - attempt.created_ms) / 1000, span)
-        ATTEMPTS.labels(transport).record(attempt.number, span)
-    elif said == "deferred" and attempt.next_ms is not None:
-        delay = (attempt.next_ms - attempt.now_ms) / 1000
-        span.event("retry.scheduled", {"delay": delay, "next_at": attempt.next_ms})
-    span.set("aimx.outcome", said)
-    DELIVERIES.labels(transport, said, span.error_type or "").add()
-    if row is not None:
-        appended(span, row, span.start_ns, now_ns)
-    span.end(now_ns)

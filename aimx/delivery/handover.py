@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from aimx.delivery import egress, verdict
+from aimx.delivery import egress, trace, verdict
 from aimx.delivery.dialogue import Dialogue, Refused, Server, Unreachable
 from aimx.delivery.pool import Pool
 from aimx.delivery.smtp_client import Envelope, Recipient, Reply
@@ -12,6 +12,7 @@ from aimx.telemetry.span import Span
 
 async def hand_over(pool: Pool, server: Server, parcel: Parcel, talk: Span, *, peer: bool = False) -> Result:
     """A connection that was kept and turns out to be gone costs a second try, not the attempt. `peer`: another AIMX."""
+    trace.addressed(talk, server.host, server.port)
     try:
         try:
             return await _transact(pool, server, parcel, talk, peer, fresh=False)
@@ -23,16 +24,6 @@ async def hand_over(pool: Pool, server: Server, parcel: Parcel, talk: Span, *, p
         return verdict.unreachable(error.reason, f"{server.host}: {error.text}", server.host)
     except Refused as error:
         return verdict.of_reply(error.reply.code, error.reply.lines, error.stage, server.host)
-
-
-def tell(talk: Span, result: Result) -> None:
-    """The end of the dialogue's span."""
-    talk.set("messaging.system", "aimx")
-    if result.code:
-        talk.set("smtp.response.status_code", result.code)
-    if not isinstance(result, Delivered):
-        talk.set("smtp.response.enhanced_code", result.status)
-        talk.error(result.reason)
 
 
 async def _transact(pool: Pool, server: Server, parcel: Parcel, talk: Span, peer: bool, *, fresh: bool) -> Result:

@@ -4,9 +4,9 @@ import ssl
 from functools import cache
 
 from aimx.config import Lmtp, Settings
-from aimx.delivery import egress
+from aimx.delivery import egress, trace
 from aimx.delivery.dialogue import ENCRYPTION, Server, verified
-from aimx.delivery.handover import hand_over, tell
+from aimx.delivery.handover import hand_over
 from aimx.delivery.mx import NoWay, system_addresses
 from aimx.delivery.pool import Pool
 from aimx.delivery.transport import Later, Parcel, Result
@@ -28,7 +28,7 @@ class LmtpStores:
         """See `Carrier`. The span of the dialogue is `lmtp NAME`."""
         with span.child(f"lmtp {parcel.via}", CLIENT) as talk:
             result = await self._carry(parcel, talk)
-            tell(talk, result)
+            trace.smtp_said(talk, result)
         return result
 
     async def close(self) -> None:
@@ -46,9 +46,6 @@ class LmtpStores:
         except NoWay as error:
             return error.result
         for server in servers:
-            talk.set("server.address", server.host)
-            if server.port:
-                talk.set("server.port", server.port)
             result = await hand_over(self._pool, server, parcel, talk)
             if not (isinstance(result, Later) and result.everybody):
                 break

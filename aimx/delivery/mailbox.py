@@ -1,8 +1,8 @@
 """The mailbox transport: the attempt and what became of it are one commit."""
 
-from aimx.delivery import attempt
+from aimx.delivery import attempt, trace
 from aimx.delivery.transport import DELIVERED, Later, Never, Result
-from aimx.store.contract import Due, EventRow, Placed, SpanRef, Store, Tried
+from aimx.store.contract import Due, EventRow, Placed, Store, Tried
 from aimx.telemetry.span import Span
 
 
@@ -16,26 +16,15 @@ class MailboxTransport:
         self._node = node
 
     async def attempt(self, due: Due, span: Span, now_ms: int, final: bool) -> Result:
-        ref = SpanRef(span.trace_id, span.span_id)
-        this = attempt.Attempt(
-            eid=due.eid,
-            key=due.key,
-            agent=due.sender or None,
-            number=due.attempt,
-            now_ms=now_ms,
-            created_ms=due.created_ms,
-            next_ms=None if final else due.next_ms,
-            span=ref,
-        )
-
+        this = attempt.Attempt.of(due, span, now_ms, final)
         rows: list[EventRow] = []
 
         def witness(found: Tried) -> list[EventRow]:
             rows[:] = [attempt.event(self._node, _with_end(this, found), found)]
             return rows
 
-        outcome = await self._store.place(due, ref, now_ms, witness)
-        attempt.end(span, _with_end(this, outcome), outcome, rows[0])
+        outcome = await self._store.place(due, this.span, now_ms, witness)
+        trace.end(span, _with_end(this, outcome), outcome, rows[0])
         if isinstance(outcome, Placed):
             return DELIVERED
         if outcome.reason == "no-mailbox":

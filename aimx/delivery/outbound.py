@@ -9,13 +9,12 @@ import time
 from contextlib import suppress
 
 from aimx.config import Delivery
-from aimx.delivery import attempt
+from aimx.delivery import attempt, trace
 from aimx.delivery.destination import Destinations
 from aimx.delivery.transport import Carrier, Delivered, Later, Never, Parcel, Result
 from aimx.message.header import HeaderBlock
-from aimx.store.contract import Due, EventRow, NotFound, SpanRef, Store, Unavailable
+from aimx.store.contract import Due, EventRow, NotFound, Store, Unavailable
 from aimx.telemetry.span import Span
-from aimx.tlog.leaf import new_key
 
 AFTER_FAILURE = 0.5
 """Seconds to wait when the store cannot serve."""
@@ -84,16 +83,7 @@ class Outbound:
                 await asyncio.sleep(AFTER_FAILURE)
 
     async def _record(self, due: Due, result: Result, span: Span, now_ms: int, final: bool) -> None:
-        this = attempt.Attempt(
-            eid=due.eid,
-            key=due.key or new_key(),
-            agent=due.sender or None,
-            number=due.attempt,
-            now_ms=now_ms,
-            created_ms=due.created_ms,
-            next_ms=None if final else due.next_ms,
-            span=SpanRef(span.trace_id, span.span_id),
-        )
+        this = attempt.Attempt.of(due, span, now_ms, final)
         row: EventRow | None = None
         match result:
             case Delivered():
@@ -104,7 +94,7 @@ class Outbound:
                 await self._store.defer(due, this.span, now_ms, result.reason, [row])
             case Never():
                 pass
-        attempt.finish(span, this, due.target, result, row)
+        trace.finish(span, this, due.target, result, row)
 
 
 def _now_ms() -> int:

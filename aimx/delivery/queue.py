@@ -12,14 +12,13 @@ from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from aimx.config import Settings
-from aimx.delivery import attempt
+from aimx.delivery import trace
 from aimx.delivery.destination import Destinations
 from aimx.delivery.retry import Backoff
 from aimx.delivery.transport import Delivered, Later, Never, Result, Transport
 from aimx.failpoint import reach
 from aimx.store.contract import Due, NotFound, Store, Unavailable, worker_name
-from aimx.telemetry.context import Context
-from aimx.telemetry.span import CONSUMER, PRODUCER, Span, Tracer
+from aimx.telemetry.span import Span, Tracer
 
 log = logging.getLogger("aimx.delivery")
 
@@ -160,7 +159,7 @@ class Queue:
     async def _attempt(self, due: Due) -> None:
         now_ms = time.time_ns() // 1_000_000
         final = now_ms >= due.target.deadline_ms
-        span = self._span(due, now_ms)
+        span = trace.begin(self._tracer, due, now_ms, self._max_idle_ms)
         try:
             result = await self._try(due, span, now_ms, final)
             match result:
@@ -196,36 +195,8 @@ class Queue:
             span.error("internal")
             return FAILED
 
-    def _span(self, due: Due, now_ms: int) -> Span:
-        """Every attempt is a sibling under `enqueue`; after a long silence it begins a new, linked trace."""
-        origin = Context(*due.origin, due.trace_flags, remote=True)
-        links = [origin] if due.previous is None else [origin, Context(*due.previous, due.trace_flags)]
-        rollover = now_ms - due.last_ms > self._max_idle_ms
-        # Whoever samples by parent keeps all of a message's spans or none, at whichever attempt.
-        parent = None if rollover else Context(*due.target.span, due.trace_flags)
-        span = self._tracer.start(
-            f"deliver {due.target.transport}",
-            CONSUMER,
-            parent,
-            links=links,
-            attributes=attempt.attributes(due.target.queue, due.attempt, max(0, now_ms - due.created_ms)),
-        )
-        if rollover:
-            span.set("aimx.trace.rollover", True)
-        return span
-
     async def _give_up(self, due: Due, result: Never | Later, last: Span) -> None:
-        span = self._tracer.start(
-            f"dead-letter {due.target.queue}",
-            PRODUCER,
-            last.context,
-            links=[Context(*due.origin, due.trace_flags, remote=True)],
-            attributes={"aimx.queue.reason": result.reason, "aimx.delivery.attempt": due.attempt},
-        )
-        try:
+        with trace.given_up(self._tracer, due, result, last) as span:
             reach("settle.begin")
             await self._reports.failed(due, result, span)
             reach("settle.committed")
-        finally:
-            span.error(result.reason)
-            span.end()

@@ -13,9 +13,9 @@ from functools import cache
 from pathlib import Path
 
 from aimx.config import MX, Peer, RelayTls, Settings, Smarthost
-from aimx.delivery import egress
+from aimx.delivery import egress, trace
 from aimx.delivery.dialogue import ENCRYPTION, Login, Server, verified
-from aimx.delivery.handover import hand_over, tell
+from aimx.delivery.handover import hand_over
 from aimx.delivery.mta_sts import Policies, Policy
 from aimx.delivery.mx import NoWay, Resolver, system_addresses
 from aimx.delivery.pool import Pool
@@ -52,7 +52,7 @@ class Relay:
         via = parcel.via or MX
         with span.child(f"relay {via}", CLIENT) as talk:
             result = await self._carry(parcel, via, talk)
-            tell(talk, result)
+            trace.smtp_said(talk, result)
         return result
 
     async def close(self) -> None:
@@ -72,8 +72,6 @@ class Relay:
                         hope = hope or isinstance(server, Later)
                         continue
                     tries, hope = tries + 1, True
-                    talk.set("server.address", server.host)
-                    talk.set("server.port", server.port)
                     result = await hand_over(self._pool, server, parcel, talk, peer=via in self._peers)
                     passed_over = isinstance(result, Later) and result.everybody
                     if not passed_over or tries == MAX_TRIES:

@@ -24,7 +24,7 @@ from typing import Any
 import httpx
 
 from aimx.config import Settings, Webhook
-from aimx.delivery import verdict
+from aimx.delivery import trace, verdict
 from aimx.delivery.dialogue import verified
 from aimx.delivery.mx import NoWay, system_addresses
 from aimx.delivery.transport import Delivered, Later, Never, Parcel, Result
@@ -67,10 +67,7 @@ class Webhooks:
                 result: Result = Later("no-way", "4.3.5", f"the node has no webhook called {parcel.via!r}")
             else:
                 result = await self._carry(parcel, webhook, request)
-            if result.code:
-                request.set("http.response.status_code", result.code)
-            if not isinstance(result, Delivered):
-                request.error(result.reason)
+            trace.http_said(request, result)
         return result
 
     async def close(self) -> None:
@@ -78,8 +75,7 @@ class Webhooks:
 
     async def _carry(self, parcel: Parcel, webhook: Webhook, request: Span) -> Result:
         url = httpx.URL(webhook.url)
-        request.set("server.address", url.host)
-        request.set("server.port", url.port or (443 if url.scheme == "https" else 80))
+        trace.addressed(request, url.host, url.port or (443 if url.scheme == "https" else 80))
         if parcel.due.attempt > 1:
             request.set("http.request.resend_count", parcel.due.attempt - 1)
         if parcel.record.body_size > webhook.max_body:

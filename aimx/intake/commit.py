@@ -7,7 +7,8 @@ from hashlib import sha256
 from typing import Any, NamedTuple
 
 from aimx.audit import events
-from aimx.delivery.attempt import Attempt, appended, event
+from aimx.delivery.attempt import Attempt, event
+from aimx.delivery.trace import appended
 from aimx.failpoint import reach
 from aimx.intake.envelope import Octets
 from aimx.intake.plan import First

@@ -11,8 +11,8 @@ from typing import Any
 
 from aimx.audit import events
 from aimx.config import Settings
-from aimx.delivery.attempt import appended
 from aimx.delivery.retry import Backoff
+from aimx.delivery.trace import appended
 from aimx.delivery.transport import DELIVERED
 from aimx.identity.agents import Directory
 from aimx.intake import append, once, postmaster, refusal, rehearsal, stamp

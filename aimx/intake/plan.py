@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
-from aimx.delivery import attempt
+from aimx.delivery import trace
+from aimx.delivery.attempt import Attempt
 from aimx.delivery.retry import Backoff
 from aimx.routing.table import Landing, Route, Step
 from aimx.store.contract import EventRow, Outcome, Placed, Queued, SpanRef, Target
@@ -24,7 +25,7 @@ class First:
     deliver: Span | None
     """Of the attempt that the commit makes; None where it leaves the node, for then the queue makes the first."""
 
-    def end(self, message: attempt.Attempt, outcome: Outcome, row: EventRow | None) -> None:
+    def end(self, message: Attempt, outcome: Outcome, row: EventRow | None) -> None:
         """Delivered at once: under the route. Buffered: enqueued, with this as its failed first attempt."""
         if isinstance(outcome, Queued):
             self.enqueue.end()
@@ -35,7 +36,7 @@ class First:
             self.enqueue.set("aimx.queue.reason", outcome.reason)
             self.enqueue.end()
             self.deliver.parent = self.enqueue.context
-        attempt.end(self.deliver, message, outcome, row)
+        trace.end(self.deliver, message, outcome, row)
 
 
 @dataclass(slots=True)
@@ -97,7 +98,7 @@ def first(landing: Landing, original: str, parent: Span, terms: Terms, priority:
     deliver = None
     if landing.transport == "mailbox":
         deliver = parent.child(
-            "deliver mailbox", CONSUMER, links=(terms.creation,), attributes=attempt.attributes(queue, 1)
+            "deliver mailbox", CONSUMER, links=(terms.creation,), attributes=trace.attributes(queue, 1)
         )
     target = Target(
         address=landing.address,

@@ -525,7 +525,7 @@ async def test_what_fails_after_the_commit_does_not_unsay_it(tmp_path: Path, mon
         def broken(*args: object) -> None:
             raise RuntimeError("a bug")
 
-        monkeypatch.setattr("aimx.delivery.attempt.end", broken)
+        monkeypatch.setattr("aimx.delivery.trace.end", broken)
         assert (await w.send("ada", ["bob"], body=LARGE * 10_000)).accepted
         assert len(await w.inbox("bob")) == 1
 

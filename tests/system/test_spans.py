@@ -36,10 +36,10 @@ from aimx.telemetry.catalogue import SPANS, span_spec
 from tests.node_process import Account, NodeProcess, clean_environ
 from tests.otlp_receiver import OtlpReceiver, Received, wait_until
 from tests.outside import MailServer
+from tests.ports import free_port
 from tests.protocol.mail_node import PASSWORD, add_agent, address
 from tests.receiver import SECRET, Got, Receiver
 from tests.system.span_walk import faults
-from tests.system.test_peers import free_port
 
 ROOT = Path(__file__).parents[2]
 FAST = {"OTEL_BSP_SCHEDULE_DELAY": "100"}
