@@ -73,7 +73,11 @@ class Policies:
 
     async def policy(self, domain: str) -> Policy | None:
         """What counts now for mail to `domain`; None: nothing, as with most."""
-        if domain.startswith("[") or not domain.isascii():
+        if domain.startswith("["):
+            return None
+        try:  # RFC 8461 §3.1 by the name that DNS knows, as MX records are asked for
+            domain = domain if domain.isascii() else domain.encode("idna").decode()
+        except UnicodeError:
             return None
         records = [match[1] for text in await self._resolver.text(f"_mta-sts.{domain}") if (match := _ID.match(text))]
         known, now = self._known.get(domain), self._clock()

@@ -90,6 +90,17 @@ async def test_a_policy_is_fetched_once_and_again_when_dns_names_a_new_one(
         assert (await known.policy("b.example")) is not None, "also when somebody takes the record away"
 
 
+async def test_a_domain_beyond_ascii_has_its_policy_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "xn--bcher-kva.example"
+    made = Certificates(tmp_path / "other-tls", [f"mta-sts.{name}"])
+    made.ensure()
+    zone = {f"_mta-sts.{name}": ZONE["_mta-sts.b.example"], f"mta-sts.{name}": ZONE["mta-sts.b.example"]}
+    site = Site(TEXT.format(mode="enforce", mx=f"mx.{name}"))
+    async with site.serving(made.server_context(), monkeypatch), policies(made.ca, zone) as (known, _):
+        assert await known.policy("b\u00fccher.example") == Policy("enforce", (f"mx.{name}",), 86400.0)
+        assert await known.policy("b\u00fccher..example") is None
+
+
 @pytest.mark.parametrize("status", ["301 Moved", "404 Not Found"])
 async def test_nothing_but_a_plain_answer_is_a_policy(
     certificates: Certificates, monkeypatch: pytest.MonkeyPatch, status: str
