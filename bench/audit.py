@@ -2,11 +2,12 @@
 
     integrate   leaves a second out of a full outbox, and CPU a leaf of everything that takes
     pace        time from the outbox to the log at a steady rate (12,000 a second: three times the mail)
-    cost        accepting mail with the log and without: leaves, event rows, sequencing, receipts
+    cost        a node that takes mail over TLS, with the log and without: leaves, event rows, sequencing, receipts
+    accept      the same of the acceptance alone, within a process: no sockets, no TLS, no delivery to wait for
     verify      all of a log, and of a log that has grown since the last time
 
-The log may be in PostgreSQL; the mail's store is SQLite here. Of the rounds of `cost` the cheapest counts, since other
-work on the machine only ever adds.
+The log may be in PostgreSQL; the mail's store is SQLite here. Of the rounds of `accept` the cheapest counts, since
+other work on the machine only ever adds.
 """
 
 import argparse
@@ -31,7 +32,12 @@ from aimx.message.identifier import new_eid
 from aimx.store.contract import Backlog, EventRow, NewMessage, SpanRef, StoredEvent
 from aimx.store.sqlite import SqliteStore, acceptance
 from aimx.tlog.leaf import new_key
+from bench import load as mail
 from bench.accept import cpu_us, load, taken
+from bench.generator import Generator
+from bench.load import MAILBOXES, WARM_UP
+from bench.node import AimxNode
+from bench.tracing import alternate, median, ratio
 from tests.protocol.mail_node import running
 
 SPAN = SpanRef(b"\x01" * 16, b"\x02" * 8)
@@ -137,7 +143,7 @@ async def pace(folder: Path, database: str | None, rate: int, seconds: float) ->
     )
 
 
-async def cost(folder: Path, count: int, rounds: int) -> None:
+async def accept(folder: Path, count: int, rounds: int) -> None:
     found: list[Intake] = []
     used: dict[bool, list[float]] = {True: [], False: []}
     wall: dict[bool, list[float]] = {True: [], False: []}
@@ -161,10 +167,31 @@ async def cost(folder: Path, count: int, rounds: int) -> None:
                     used[logged].append((cpu_us()["process"] - before) / count)
     on, off = min(used[True]), min(used[False])
     print(
-        f"cost       {on:.0f} µs CPU a message with the log, {off:.0f} without: {on - off:.0f} µs, {1 - off / on:.0%}"
+        f"accept     {on:.0f} µs CPU a message with the log, {off:.0f} without: {on - off:.0f} µs, {1 - off / on:.0%}"
     )
     on, off = min(wall[True]), min(wall[False])
     print(f"           {1e6 / on:,.0f} messages/s with the log, {1e6 / off:,.0f} without: -{1 - off / on:.0%}")
+
+
+def cost(folder: Path, count: int, rounds: int) -> None:
+    """Two nodes take turns, as in bench.tracing; neither is traced. Of the ratios of all rounds the median counts."""
+    generator, names = Generator(folder), [f"box{n:03d}" for n in range(MAILBOXES)]
+    nodes = {
+        "off": AimxNode(folder / "off", names, {}, prelude="bench.unlogged"),
+        "on": AimxNode(folder / "on", names, {}),
+    }
+    with nodes["off"].running(), nodes["on"].running():
+        loads = {name: node.over_tls(generator) for name, node in nodes.items()}
+        for name, node in nodes.items():
+            mail.measure(node, loads[name], WARM_UP)
+        turns = alternate(lambda name: mail.measure(nodes[name], loads[name], count), rounds)
+    for field, what in (
+        ("delivered_per_s", "messages/s delivered"),
+        ("cpu_us", "µs CPU a message, the log's writing included"),
+    ):
+        on, off = median(turns["on"], field), median(turns["off"], field)
+        middle, each = ratio(turns, field)
+        print(f"cost       {on:,.0f} {what}, {off:,.0f} without: ratio {middle:.3f} ({each[0]:.2f} to {each[-1]:.2f})")
 
 
 class unlogged:
@@ -253,7 +280,7 @@ async def _accept(store: SqliteStore) -> None:
 
 
 async def measure(options: argparse.Namespace) -> None:
-    for what in options.what or ("integrate", "pace", "cost", "verify"):
+    for what in options.what or ("integrate", "pace", "cost", "accept", "verify"):
         with TemporaryDirectory(prefix="aimx-audit-") as folder:
             match what:
                 case "integrate":
@@ -261,20 +288,22 @@ async def measure(options: argparse.Namespace) -> None:
                 case "pace":
                     await pace(Path(folder), options.database, options.rate, options.seconds)
                 case "cost":
-                    await cost(Path(folder), options.messages, options.rounds)
+                    await asyncio.to_thread(cost, Path(folder), options.messages, options.rounds)
+                case "accept":
+                    await accept(Path(folder), options.messages, options.rounds)
                 case "verify":
                     await verified(Path(folder), options.database, options.leaves, options.more)
 
 
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.audit", description=__doc__)
-    parser.add_argument("what", nargs="*", metavar="integrate | pace | cost | verify", help="[all]")
+    parser.add_argument("what", nargs="*", metavar="integrate | pace | cost | accept | verify", help="[all]")
     parser.add_argument("--database", help="an empty PostgreSQL database for the log")
     parser.add_argument("--leaves", type=int, default=100_000)
     parser.add_argument("--more", type=int, default=10_000, help="leaves after the first verification")
     parser.add_argument("--rate", type=int, default=12_000, help="events a second")
     parser.add_argument("--seconds", type=float, default=10.0)
-    parser.add_argument("--messages", type=int, default=4000, help="a round of `cost`")
+    parser.add_argument("--messages", type=int, default=4000, help="a round of `cost` and `accept`")
     parser.add_argument("--rounds", type=int, default=5)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     uvloop.run(measure(parser.parse_args(arguments)))

@@ -42,13 +42,14 @@ class AimxNode:
         *,
         server: PostgresServer | None = None,
         workers: int = 1,
+        prelude: str = "",
     ) -> None:
         self._folder = folder
         self._server = server
         self._url = server.database() if server else None
         flags = ("--database", self._url, "--workers", str(workers)) if self._url else ()
         environ = {"AIMX_LOG_LEVEL": "error", **environ}
-        self.process = NodeProcess(folder, CONFIG, environ=environ, flags=flags, wrapper=wrapper)
+        self.process = NodeProcess(folder, CONFIG, environ=environ, flags=flags, wrapper=wrapper, prelude=prelude)
         self.accounts = [Account(f"{name}@fabric.local", PASSWORD) for name in names]
 
     @contextmanager
